@@ -1,0 +1,24 @@
+"""Formulas: tensors in, tensors out. Imports torch only."""
+
+from lit_llm.functional.language_model import (
+    IGNORE_INDEX,
+    LinearCrossEntropy,
+    linear_cross_entropy,
+    logits_cross_entropy,
+    logits_statistics,
+    token_log_probs,
+    token_statistics,
+)
+from lit_llm.functional.masking import block_diagonal_causal_mask, shift_labels
+
+__all__ = [
+    "IGNORE_INDEX",
+    "LinearCrossEntropy",
+    "block_diagonal_causal_mask",
+    "linear_cross_entropy",
+    "logits_cross_entropy",
+    "logits_statistics",
+    "shift_labels",
+    "token_log_probs",
+    "token_statistics",
+]
