@@ -1,0 +1,61 @@
+"""Which model to train, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lit_llm.errors import UserError
+
+
+@dataclass
+class BaseModelConfig:
+    """A transformers model: pretrained, from a preset, or from a config. Give exactly one of them.
+
+    Args:
+        pretrained: Folder with a Hugging Face model, or the name of one on the Hugging Face Hub.
+        preset: A ready-made architecture with random weights, e.g. ``llama-5m`` or ``qwen3-15m``.
+        config: A transformers config with random weights, e.g.
+            ``{"model_type": "llama", "hidden_size": 256, "num_hidden_layers": 4}``.
+        dtype: Data type of the weights. Mixed precision keeps float32 weights.
+        attn_implementation: Attention of transformers: ``sdpa``, ``eager``, ``flash_attention_2``
+            or ``flex_attention``.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        compile: Compile every decoder block with ``torch.compile``.
+        revision: Branch, tag or commit of a model on the Hub.
+        trust_remote_code: Run Python code that comes with a model of the Hub. Leave it off unless
+            you have read that code.
+        dropout: Probability of every dropout the architecture has (Llama and Qwen: on attention
+            weights only); by default what the model's config says.
+    """
+
+    pretrained: str | None = None
+    preset: str | None = None
+    config: dict[str, Any] | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attn_implementation: str = "sdpa"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dropout: float | None = None
+
+    def validate(self) -> None:
+        """Checks what can be checked without loading anything.
+
+        Raises:
+            UserError: Not exactly one of pretrained, preset and config; a dtype or dropout that
+                does not exist; ``revision`` without ``pretrained``.
+        """
+        given = [name for name in ("pretrained", "preset", "config") if getattr(self, name)]
+        if len(given) != 1:
+            raise UserError(
+                "the model needs exactly one of pretrained, preset and config; given: "
+                f"{' and '.join(given) or 'none of them'}. Set the others to null."
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"model dtype {self.dtype!r}: use float32 or bfloat16.")
+        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"model dropout {self.dropout}: give a probability of 0 to below 1.")
+        if self.revision and not self.pretrained:
+            raise UserError("model revision only goes with a pretrained model; leave it out.")

@@ -1,0 +1,185 @@
+"""Hands a trained model on as a Hugging Face folder, whole or not at all."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_llm.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# What an exported folder may hold. Anything else in a folder belongs to somebody.
+_EXPORT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+class ExportError(RuntimeError):
+    """The exported folder does not give back the model that was exported."""
+
+
+def export_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: str | os.PathLike[str],
+) -> Path:
+    """Writes config, safetensors, generation config, tokenizer and chat template to ``folder``.
+
+    The files are written beside it, read back with ``AutoModelForCausalLM.from_pretrained`` and
+    compared (logits of a fixed input, ids of a fixed text); only then do they take the folder's
+    place. A failed or killed export therefore leaves what was there.
+
+    Args:
+        model: An unwrapped transformers model with all its weights; its blocks may be compiled.
+        tokenizer: The tokenizer that goes with it, if any.
+        folder: Where to export to. An earlier export there is replaced as a whole.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: ``folder`` is a file, holds files that no export writes, or cannot be written.
+        ExportError: The folder read back gives other logits or other token ids.
+    """
+    target = Path(folder).expanduser().absolute()
+    check_export_folder(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"cannot write the export to {str(folder)!r}: {error.strerror}.") from error
+    try:
+        model.save_pretrained(draft)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(draft)
+        _verify_model(model, draft)
+        if tokenizer is not None:
+            _verify_tokenizer(tokenizer, draft)
+        draft.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        _replace(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def check_export_folder(folder: str | os.PathLike[str]) -> None:
+    """Says before any training whether :func:`export_model` may write to ``folder``.
+
+    Raises:
+        UserError: It is a file, or holds files that no export writes.
+    """
+    path = Path(folder).expanduser()
+    if path.is_file():
+        raise UserError(f"cannot export to {str(folder)!r}: it is a file; name a folder.")
+    if not path.is_dir():
+        return
+    for entry in sorted(path.iterdir()):
+        known = any(fnmatch.fnmatch(entry.name, pattern) for pattern in _EXPORT_FILES)
+        if entry.is_dir() or not known:
+            raise UserError(
+                f"will not export to {str(folder)!r}: it holds {entry.name!r}, which is no part of "
+                "an exported model and would be lost; name another folder."
+            )
+
+
+def _verify_model(model: PreTrainedModel, draft: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    # A model with code of its own is not known to the Auto classes.
+    of_transformers = type(model).__module__.startswith("transformers.")
+    loader = AutoModelForCausalLM if of_transformers else type(model)
+    config = model.config.get_text_config()
+    copy: Any = loader.from_pretrained(
+        draft, dtype=model.dtype, attn_implementation=config._attn_implementation
+    )
+    copy.to(model.device)
+    length = min(16, getattr(config, "max_position_embeddings", None) or 16)
+    tokens = torch.arange(2 * length, device=model.device).view(2, length) * 7919
+    tokens = tokens % config.vocab_size
+    expected, found = _logits(model, tokens), _logits(copy, tokens)
+    if not expected.isfinite().all():
+        raise ExportError("the model gives logits that are NaN or infinite; nothing was exported")
+    difference = (expected - found).abs().max().item()
+    if difference > 1e-6:
+        raise ExportError(
+            f"the exported model gives other logits than the trained one (by {difference:.3g}); "
+            "nothing was exported"
+        )
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    with _eager_evaluation(model), torch.autocast(tokens.device.type, enabled=False):
+        return model(tokens, use_cache=False).logits.float()
+
+
+@contextmanager
+def _eager_evaluation(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout off, and no compilation just for one small forward."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _verify_tokenizer(tokenizer: PreTrainedTokenizerBase, draft: Path) -> None:
+    from transformers import AutoTokenizer
+
+    copy = AutoTokenizer.from_pretrained(draft)
+    text = "The quick brown fox: 42 naïve façades, 3.5 €\n\tjumps()!"
+    if (
+        copy(text)["input_ids"] != tokenizer(text)["input_ids"]
+        or copy.all_special_ids != tokenizer.all_special_ids
+        or copy.chat_template != tokenizer.chat_template
+    ):
+        raise ExportError(
+            "the exported tokenizer gives other ids than the one trained with; nothing was exported"
+        )
+
+
+def _replace(draft: Path, target: Path) -> None:
+    """Puts ``draft`` where ``target`` is; a folder with files cannot be replaced in one step."""
+    if not target.exists():
+        os.replace(draft, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    os.replace(target, old)
+    try:
+        os.replace(draft, target)
+    except OSError:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

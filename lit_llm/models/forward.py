@@ -1,0 +1,260 @@
+"""Forward passes of causal language models that never build all logits.
+
+Legend: B batch, T sequence, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_llm.errors import UserError
+from lit_llm.functional import (
+    LinearCrossEntropy,
+    block_diagonal_causal_mask,
+    linear_cross_entropy,
+    logits_cross_entropy,
+    logits_statistics,
+    shift_labels,
+    token_statistics,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Config fields that change the logits after (or the hidden states before) the output projection,
+# with the values that change nothing. Gemma, Cohere, Granite, Falcon-H1, RecurrentGemma, xLSTM,
+# MiniCPM3, HyperCLOVA, Inkling; a router's balancing loss is added by the model's own forward.
+_HEAD_FIELDS: dict[str, tuple[Any, ...]] = {
+    "final_logit_softcapping": (None,),
+    "logits_soft_cap": (None,),
+    "output_logit_soft_cap": (None,),
+    "logit_scale": (None, 1.0),
+    "logits_scaling": (None, 1.0),
+    "lm_head_multiplier": (None, 1.0),
+    "logits_mup_width_multiplier": (None, 1.0),
+    "unpadded_vocab_size": (None,),
+    "output_router_logits": (None, False),
+}
+
+
+def supports_fused_head(model: nn.Module) -> bool:
+    """Whether the logits are exactly ``hidden_states @ weight.T + bias``.
+
+    They are not where a model caps or scales its logits, adds a router loss, puts more than one
+    layer after the backbone, adapts the output projection (LoRA on it) or brings its own code.
+    Those models take the path over full logits.
+    """
+    base = _unwrap(model)
+    head = getattr(base, "lm_head", None)
+    if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
+        return False
+    if head is not base.get_output_embeddings() or base.base_model is base:
+        return False
+    # Asked of the function, since strategies put classes of their own on top of transformers'.
+    if not type(base).forward.__module__.startswith("transformers."):
+        return False
+    if _is_prompt_learning(model):
+        return False
+    text_config = base.config.get_text_config()
+    return all(getattr(text_config, name, None) in ok for name, ok in _HEAD_FIELDS.items())
+
+
+def output_head(model: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight (V, D) and bias (V,) of the output projection; the weight may be the embedding."""
+    head = _unwrap(model).get_output_embeddings()
+    return head.weight, head.bias
+
+
+def hidden_states(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    document_ids: Tensor | None = None,
+) -> Tensor:
+    """Hidden states after the final norm, by the model's backbone.
+
+    Args:
+        model: A transformers causal language model, possibly wrapped by peft.
+        input_ids: (B, T) token ids.
+        attention_mask: (B, T), 1 for real tokens and 0 for padding on either side.
+        position_ids: (B, T); by default counted over the real tokens, so that padding on the left
+            does not shift them.
+        document_ids: (B, T); attention stays within runs of equal ids. Needs ``position_ids`` that
+            begin at 0 in every document.
+
+    Returns:
+        (B, T, D) hidden states.
+
+    Raises:
+        UserError: Documents cannot be isolated in this architecture.
+    """
+    backbone = _unwrap(model).base_model
+    inputs = _inputs(model, backbone, input_ids, attention_mask, position_ids, document_ids)
+    hidden: Tensor = backbone(**inputs)[0]
+    return hidden
+
+
+def causal_lm_loss(
+    model: nn.Module,
+    input_ids: Tensor,
+    labels: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    z_loss: float = 0.0,
+    chunk_size: int | None = None,
+) -> LinearCrossEntropy:
+    """Summed next-token loss of a batch; shifts the labels, once.
+
+    Args:
+        model: A transformers causal language model, possibly wrapped by peft.
+        input_ids: (B, T) token ids.
+        labels: (B, T) aligned with ``input_ids``; -100 where there is no loss.
+        attention_mask: (B, T), 1 for real tokens.
+        position_ids: (B, T) positions.
+        document_ids: (B, T) documents to isolate from each other.
+        z_loss: Coefficient of the z-loss.
+        chunk_size: Rows of logits held at once, where the model allows chunks.
+
+    Returns:
+        Sums over the target tokens of the batch, in nats.
+
+    Raises:
+        UserError: Documents cannot be isolated in this architecture.
+    """
+    targets = shift_labels(labels).flatten()
+    masks = (attention_mask, position_ids, document_ids)
+    if supports_fused_head(model):
+        hidden = hidden_states(model, input_ids, *masks).flatten(0, 1)
+        weight, bias = output_head(model)
+        return linear_cross_entropy(
+            hidden, weight, targets, bias=bias, z_loss=z_loss, chunk_size=chunk_size
+        )
+    output = _full_output(model, input_ids, *masks)
+    result = logits_cross_entropy(output.logits.flatten(0, 1), targets, z_loss=z_loss)
+    aux_loss = getattr(output, "aux_loss", None)
+    if aux_loss is not None and model.training:
+        # Per token, like the rest: dividing by the tokens gives back transformers' own loss.
+        coefficient = _unwrap(model).config.get_text_config().router_aux_loss_coef
+        result = result._replace(loss=result.loss + coefficient * aux_loss * result.num_targets)
+    return result
+
+
+@torch.no_grad()
+def causal_lm_statistics(
+    model: nn.Module,
+    input_ids: Tensor,
+    labels: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Negative log-likelihood and correctness of every next token, for evaluation.
+
+    Args:
+        model: A transformers causal language model, possibly wrapped by peft.
+        input_ids: (B, T) token ids.
+        labels: (B, T) aligned with ``input_ids``; -100 where there is no loss.
+        attention_mask: (B, T), 1 for real tokens.
+        position_ids: (B, T) positions.
+        document_ids: (B, T) documents to isolate from each other.
+        chunk_size: Rows of logits held at once, where the model allows chunks.
+
+    Returns:
+        ``nll`` (B, T) float32 in nats, ``correct`` (B, T) bool and ``is_target`` (B, T) bool, at
+        the position that predicts; 0 and False where there is no target.
+
+    Raises:
+        UserError: Documents cannot be isolated in this architecture.
+    """
+    targets = shift_labels(labels)
+    masks = (attention_mask, position_ids, document_ids)
+    if supports_fused_head(model):
+        hidden = hidden_states(model, input_ids, *masks).flatten(0, 1)
+        weight, bias = output_head(model)
+        nll, correct = token_statistics(
+            hidden, weight, targets.flatten(), bias=bias, chunk_size=chunk_size
+        )
+    else:
+        logits = _full_output(model, input_ids, *masks).logits
+        nll, correct = logits_statistics(logits.flatten(0, 1), targets.flatten())
+    return nll.view_as(targets), correct.view_as(targets), targets != -100
+
+
+def _full_output(model: nn.Module, *inputs: Tensor | None) -> Any:
+    base = model if _is_prompt_learning(model) else _unwrap(model)
+    return base(**_inputs(model, base, *inputs))
+
+
+def _inputs(
+    model: nn.Module,
+    callee: nn.Module,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    document_ids: Tensor | None,
+) -> dict[str, Any]:
+    if document_ids is not None:
+        if attention_mask is not None:  # padding sees itself and is seen by no document
+            document_ids = document_ids.masked_fill(attention_mask == 0, -1)
+        attention_mask = _isolating_mask(_unwrap(model), document_ids, position_ids)
+    elif attention_mask is not None and position_ids is None:
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    # A cache would cost memory and switch off transformers' own detection of packed documents.
+    inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+    if attention_mask is not None:
+        inputs["attention_mask"] = attention_mask
+    if position_ids is not None and _accepts(callee, "position_ids"):
+        inputs["position_ids"] = position_ids
+    return inputs
+
+
+def _isolating_mask(
+    model: PreTrainedModel, document_ids: Tensor, position_ids: Tensor | None
+) -> Tensor | None:
+    name = type(model).__name__
+    config = model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ()) | {"full_attention"}
+    if getattr(model, "_is_stateful", False) or layers - {"full_attention", "sliding_attention"}:
+        raise UserError(
+            f"{name} has layers without attention, which carry their state from one document to "
+            "the next; turn isolate_documents off."
+        )
+    if position_ids is None or not _accepts(model.base_model, "position_ids"):
+        raise UserError(
+            f"isolating documents needs positions that begin anew in each, which {name} does not "
+            "take or was not given; turn isolate_documents off."
+        )
+    attention = config._attn_implementation
+    if attention not in ("sdpa", "eager") or getattr(config, "sliding_window", None):
+        # FlashAttention and FlexAttention take no mask, and sliding windows need one more: there
+        # transformers finds the documents by their positions.
+        return None
+    mask = block_diagonal_causal_mask(document_ids)
+    if attention == "sdpa":
+        return mask
+    # Eager attention adds its mask to the scores.
+    lowest = torch.finfo(model.dtype).min
+    return torch.zeros_like(mask, dtype=model.dtype).masked_fill_(~mask, lowest)
+
+
+def _accepts(module: nn.Module, parameter: str) -> bool:
+    return parameter in inspect.signature(module.forward).parameters
+
+
+def _unwrap(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a peft model (adapters are part of its layers)."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model  # type: ignore[return-value]
+
+
+def _is_prompt_learning(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
