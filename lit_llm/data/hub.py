@@ -1,0 +1,72 @@
+"""Documents from a data set on the Hugging Face Hub."""
+
+import re
+from collections.abc import Iterator
+
+from lit_llm.data.files import Document, text_of
+from lit_llm.errors import UserError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def read_hub(
+    path: str,
+    *,
+    field: str = "text",
+    subset: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    streaming: bool = True,
+) -> Iterator[Document]:
+    """Read a data set with ``datasets.load_dataset``; code from the Hub is never run.
+
+    Args:
+        path: Name of the data set, ``"owner/name"`` or ``"name"``.
+        field: Column that holds the text.
+        subset: Configuration of the data set.
+        split: Split to read.
+        revision: Branch, tag or commit.
+        streaming: Read while downloading, without a copy on disk.
+
+    Raises:
+        UserError: When the Hub does not answer or does not know the data set, subset or split, and
+            for a record without the field.
+    """
+    try:
+        import datasets
+
+        records = iter(
+            datasets.load_dataset(
+                path, name=subset, split=split, revision=revision, streaming=streaming
+            )
+        )
+        row = 0
+        while (record := next(records, None)) is not None:
+            row += 1
+            origin = f"{path}/{split}:{row}"
+            document = Document(text_of(record, field, origin), origin)
+            if document.text and not document.text.isspace():
+                yield document
+    except UserError:
+        raise
+    # The Hub client, its transport and every file format raise errors of their own.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        wanted = f"{path!r} (subset {subset!r}, split {split!r}, revision {revision!r})"
+        raise UserError(
+            f"cannot read {wanted} from the Hugging Face Hub: {reason.rstrip('.')}. "
+            "There is no local file or folder of that name either."
+        ) from error
+
+
+def hub_commit(path: str, revision: str | None = None) -> str | None:
+    """Commit hash that a data set's revision stands for, or None when the Hub cannot be asked."""
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    try:
+        from huggingface_hub import HfApi
+
+        return HfApi().dataset_info(path, revision=revision, timeout=10).sha
+    # Only identifies the version: whatever keeps the Hub from answering, reading will tell.
+    except Exception:
+        return None
