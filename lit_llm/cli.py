@@ -1,0 +1,245 @@
+"""The one place where configuration becomes objects, and a recipe's steps become a run."""
+
+import json
+import logging
+import os
+import warnings
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_llm.callbacks.checkpoint import StepCheckpoint
+from lit_llm.callbacks.exact_resume import ExactResume
+from lit_llm.callbacks.graceful_stop import GracefulStop, RunStopped
+from lit_llm.callbacks.loggers import LoggingConfig, build_loggers
+from lit_llm.callbacks.progress import Progress
+from lit_llm.callbacks.samples import SampleContinuations
+from lit_llm.callbacks.throughput import Throughput
+from lit_llm.errors import UserError
+from lit_llm.strategies.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from lit_llm.strategies.resume import check_settings, find_checkpoint
+
+# What Lightning and its helpers say about themselves, or about a choice made here on purpose.
+_NOISE = (
+    r".*sync_dist=True.*",  # the values are sums over ranks already
+    r".*LeafSpec.*",
+    r".*does not have many workers.*",
+    r".*was deprecated in v4.49.0.*",
+    r".*JsonargparseDeprecationWarning.*",
+    r".*GPU available but not used.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*is smaller than the logging interval.*",
+)
+
+# These write and read checkpoints themselves and refuse a plugin for it.
+_OWN_CHECKPOINT_IO = ("fsdp", "deepspeed", "model_parallel")
+
+
+class RecipeCLI(LightningCLI):
+    """Builds module, data and trainer from YAML and command line, and runs a recipe's steps.
+
+    Args:
+        module_class: The stage's LightningModule.
+        data_class: The stage's LightningDataModule.
+        output_dir: Where the run goes by default.
+        config: YAML with the recipe's defaults.
+        args: Command line arguments; ``None`` takes those of the process.
+    """
+
+    def __init__(
+        self,
+        module_class: type[LightningModule],
+        data_class: type[LightningDataModule],
+        *,
+        output_dir: str,
+        config: Path,
+        args: list[str] | None = None,
+    ) -> None:
+        for message in _NOISE:
+            warnings.filterwarnings("ignore", message="\\s*" + message, module=r"lightning.*")
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+        self._default_output_dir = output_dir
+        self.results: dict[str, Any] = {}
+        super().__init__(
+            module_class,
+            data_class,
+            run=False,
+            args=args,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults={"callbacks": [Progress(), ExactResume(), GracefulStop()]},
+            parser_kwargs={"default_config_files": [str(config)]},
+        )
+
+    # ----- configuration ------------------------------------------------------------------------
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what every recipe has beside module, data and trainer."""
+        parser.add_argument(
+            "--output_dir",
+            type=str,
+            default=self._default_output_dir,
+            help="Folder of the run: checkpoints, metrics, samples, report.",
+        )
+        parser.add_argument(
+            "--export_dir",
+            type=str | None,
+            default=None,
+            help="Write the trained model there as a Hugging Face folder, tokenizer included.",
+        )
+        parser.add_argument(
+            "--resume",
+            type=str,
+            default="auto",
+            help="auto: go on from the newest checkpoint in output_dir; never: start over; "
+            "or the path of a checkpoint.",
+        )
+        parser.add_class_arguments(LoggingConfig, "logging")
+        parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(SampleContinuations, "samples")
+        parser.link_arguments(
+            "output_dir", "checkpoint.dirpath", compute_fn=lambda path: f"{path}/checkpoints"
+        )
+        parser.link_arguments("data.tokenizer", "model.tokenizer")
+        parser.link_arguments("data.seq_len", "model.seq_len")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, without the warning about a process that has arguments of its own (pytest)."""
+        self.config = parser.parse_args(args)
+
+    @property
+    def output_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.config["output_dir"])
+
+    def before_instantiate_classes(self) -> None:
+        """Find out what to resume from, and refuse what cannot work, before anything is built."""
+        _check_strategy(self.config["trainer"].get("strategy"))
+        self.settings = yaml.safe_load(self.parser.dump(self.config, format="yaml"))
+        checkpoints = self.output_dir / "checkpoints"
+        self.ckpt_path = find_checkpoint(checkpoints, self.config["resume"])
+        if self.ckpt_path is not None and self.config["resume"] == "auto":
+            check_settings(self.output_dir / "config.yaml", self.settings)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with the callbacks and loggers that every recipe has."""
+        wandb_id = None
+        if self.ckpt_path is not None and self.ckpt_path.is_file():
+            wandb_id = read_checkpoint(self.ckpt_path).get("wandb_id")
+        config = self.config["trainer"]
+        kwargs["default_root_dir"] = str(self.output_dir)
+        kwargs["use_distributed_sampler"] = False  # data order is the data module's
+        if config.get("logger") in (None, True):
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            kwargs["logger"] = build_loggers(self.config_init["logging"], self.output_dir, wandb_id)
+        if not str(config.get("strategy")).startswith(_OWN_CHECKPOINT_IO):
+            kwargs["plugins"] = [AtomicCheckpointIO(), *(config.get("plugins") or [])]
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        """Build the data where a mistake in it can still be said in one sentence.
+
+        Lightning would do it after it has started the other ranks, which then wait for a process
+        that is gone.
+        """
+        if self.trainer.is_global_zero:
+            self.datamodule.prepare_data()
+
+    # ----- the steps of a recipe ----------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train, from the start or from the checkpoint that ``--resume`` chose.
+
+        Raises:
+            SystemExit: With code 0, after SIGTERM has been answered with a checkpoint.
+        """
+        if self.trainer.is_global_zero:
+            _write_text(self.output_dir / "config.yaml", yaml.safe_dump(self.settings))
+        if self.ckpt_path is not None:
+            rank_zero_info(f"Resuming from {self.ckpt_path}")
+        try:
+            self.trainer.fit(
+                self.model,
+                datamodule=self.datamodule,
+                ckpt_path=self.ckpt_path,
+                weights_only=True,
+            )
+        except RunStopped as stop:
+            rank_zero_info(str(stop))
+            raise SystemExit(0) from None
+
+    def test(self, name: str) -> None:
+        """Measure the model on the test split and keep the result under ``name``.
+
+        Args:
+            name: ``before`` (skipped when a run is resumed) or ``after``.
+        """
+        kept = _read_json(self.output_dir / "evaluation.json")
+        if name == "before" and self.ckpt_path is not None:
+            return
+        if name == "after" and "before" in kept:
+            self.results["before"] = kept["before"]
+        measured = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        values = {key.removeprefix("test/"): value for key, value in measured[0].items()}
+        self.results[name] = values
+        if self.trainer.is_global_zero:
+            _write_text(self.output_dir / "evaluation.json", json.dumps(self.results, indent=2))
+
+    def export(self) -> None:
+        """Write the model as a Hugging Face folder if ``--export_dir`` asks for it."""
+        folder = self.config["export_dir"]
+        if folder is None or not self.trainer.is_global_zero:
+            return
+        from lit_llm.models.export import export_model
+
+        export_model(self.model.model, self.datamodule.tokenizer, Path(folder))
+        print(f"exported to {folder}")
+
+    def report(self) -> None:
+        """Write ``report.md`` with curves, settings, versions, data and samples; print a table."""
+        if not self.trainer.is_global_zero:
+            return
+        from lit_llm.evaluation.references import reference_measures
+        from lit_llm.evaluation.report import results_table, write_report
+
+        rows = {**self.results, **reference_measures(self.datamodule)}
+        path = write_report(
+            self.output_dir, self.settings, rows, self.datamodule.corpus_report(), self.ckpt_path
+        )
+        print(f"\n{results_table(rows)}\n\nreport: {path}")
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage().lower()
+
+
+def _check_strategy(strategy: Any) -> None:
+    """Refuse a strategy nobody registered, and offer the nearest names."""
+    names = sorted({"auto", *StrategyRegistry.available_strategies()})
+    if not isinstance(strategy, str) or strategy in names:
+        return
+    near = get_close_matches(strategy, names, n=3, cutoff=0.4) or ["auto", "ddp", "fsdp"]
+    raise UserError(
+        f"there is no strategy named '{strategy}' (--trainer.strategy); "
+        f"did you mean {' or '.join(near)}?"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,190 @@
+"""What every stage shares: optimizer, schedule, clipping, and token-correct losses."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from lit_llm.errors import UserError
+from lit_llm.modules.schedules import Schedule
+from lit_llm.strategies.clipping import clip_grad_norm_
+
+
+def adamw(params: Iterable[Any]) -> torch.optim.Optimizer:
+    """AdamW as language models are pre-trained with it (Brown et al. 2020, appendix B)."""
+    return torch.optim.AdamW(
+        params, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True
+    )
+
+
+class BaseModule(LightningModule):
+    """The ground of the stages: one optimizer with decay groups, one schedule, one clipping rule.
+
+    A subclass sets ``self.model`` in ``configure_model`` and returns from ``training_step`` what
+    ``token_mean`` makes of a sum over tokens.
+
+    Args:
+        optimizer: Builds the optimizer from parameter groups.
+        schedule: The learning rate over the run.
+    """
+
+    def __init__(
+        self, optimizer: OptimizerCallable | None = None, schedule: Schedule | None = None
+    ) -> None:
+        super().__init__()
+        self.optimizer_factory = optimizer or adamw
+        self.schedule = schedule or Schedule()
+        self._window_tokens: Tensor | None = None
+
+    # ----- the token-correct loss ---------------------------------------------------------------
+
+    def token_mean(self, loss_sum: Tensor, num_target_tokens: Tensor, batch_idx: int) -> Tensor:
+        """Turn a micro-batch's summed loss into its share of the global batch's token mean.
+
+        Lightning divides what ``training_step`` returns by ``accumulate_grad_batches``, and data
+        parallel strategies average gradients over ranks. Both are right only when all micro-batches
+        have equally many target tokens. Multiplying by both and dividing by the target tokens of
+        the whole global batch gives the gradient of the mean over all its tokens, whatever their
+        distribution, in the last, shorter accumulation window too.
+
+        Args:
+            loss_sum: Sum of the loss over this micro-batch's target tokens, 0-dim.
+            num_target_tokens: Target tokens of this rank's whole accumulation window, 0-dim.
+            batch_idx: Index of the micro-batch in the epoch.
+
+        Returns:
+            The loss to hand to Lightning, 0-dim.
+        """
+        window = self.trainer.accumulate_grad_batches
+        if self._window_tokens is None or batch_idx % window == 0:
+            self._window_tokens = self.data_parallel_sum(num_target_tokens)
+        scale = window * self.data_parallel_size / self._window_tokens.clamp(min=1)
+        return loss_sum * scale
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Number of ranks that read different data (tensor parallel ranks read the same)."""
+        kwargs = self.trainer.distributed_sampler_kwargs
+        return 1 if kwargs is None else int(kwargs["num_replicas"])
+
+    def data_parallel_sum(self, value: Tensor) -> Tensor:
+        """Sum ``value`` over the data parallel ranks."""
+        if self.trainer.world_size == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        # Ranks of one tensor parallel group hold the same value and were all counted.
+        copies = self.trainer.world_size // self.data_parallel_size
+        return total // copies if not total.is_floating_point() else total / copies
+
+    # ----- optimizer, schedule, clipping --------------------------------------------------------
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run: the horizon of the schedule.
+
+        Counted here, as reading ``trainer.estimated_stepping_batches`` builds the data loaders
+        early, which loses the state of resumable ones.
+        """
+        if self.trainer.max_steps > 0:
+            return int(self.trainer.max_steps)
+        datamodule: Any = self.trainer.datamodule
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 0 or datamodule is None:
+            raise UserError(
+                "the run has no end, so the learning-rate schedule has no horizon; "
+                "set --trainer.max_steps or --trainer.max_epochs"
+            )
+        steps = math.ceil(datamodule.batches_per_epoch / self.trainer.accumulate_grad_batches)
+        return int(steps * epochs)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build the optimizer over decay groups and a schedule that steps with every update."""
+        optimizer = self.optimizer_factory(decay_groups(self))
+        total = self.total_steps()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.schedule.factor(step, total)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm over all parameters, the same way under every strategy, and log it."""
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        self.log("train/grad_norm", clip_grad_norm_(parameters, gradient_clip_val))
+
+    # ----- checkpoints --------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose tensors do not fit this model, naming the first that differs.
+
+        Raises:
+            UserError: The checkpoint is of another model.
+        """
+        saved = checkpoint.get("state_dict", {})
+        if not saved:
+            return  # sharded checkpoints are checked by their strategy
+        own = self.state_dict()
+        for name, tensor in own.items():
+            if name in saved and saved[name].shape != tensor.shape:
+                raise UserError(
+                    f"the checkpoint is of another model: {name} has shape "
+                    f"{tuple(saved[name].shape)} there and {tuple(tensor.shape)} here; "
+                    "resume with the settings it was trained with, or give another --output_dir"
+                )
+        if self.strict_loading and own.keys() != saved.keys():
+            name = sorted(own.keys() ^ saved.keys())[0]
+            where = "there" if name in saved else "here"
+            raise UserError(
+                f"the checkpoint is of another model: {name} exists only {where}; "
+                "resume with the settings it was trained with, or give another --output_dir"
+            )
+
+
+def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Split trainable parameters into those with weight decay and those without.
+
+    Norm gains, biases and embeddings are not decayed: shrinking them regularises nothing
+    (a tied embedding is also the output head, and is counted once, with the embeddings).
+
+    Args:
+        module: The module whose trainable parameters are grouped.
+
+    Returns:
+        Two parameter groups; the first takes the optimizer's own ``weight_decay``, the second 0.
+    """
+    embeddings = {
+        id(parameter)
+        for child in module.modules()
+        if isinstance(child, nn.Embedding)
+        for parameter in child.parameters(recurse=False)
+    }
+    decayed, kept = [], []
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            small = parameter.ndim < 2 or id(parameter) in embeddings
+            (kept if small else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def plain(value: Any) -> Any:
+    """Turn dataclasses into dictionaries, so that checkpoints hold nothing but plain data."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return value

@@ -1,0 +1,1 @@
+"""What Lightning's strategies lack: one clipping rule and checkpoints that are whole or absent."""

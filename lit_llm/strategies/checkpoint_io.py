@@ -1,0 +1,58 @@
+"""Checkpoint files that are whole or absent, and a clear word about those that are neither."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.types import _PATH
+
+from lit_llm.errors import UserError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its final place, flush it to disk, then rename it.
+
+    Lightning's writer builds the whole file in memory and moves it from the system's temporary
+    folder, which is a copy, and so can be cut off, where that is another file system.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None
+    ) -> None:
+        """Save ``checkpoint`` at ``path``; a reader sees the old file or the new, never a part."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Open a single-file checkpoint without reading its tensors into memory.
+
+    Args:
+        path: The ``.ckpt`` file.
+
+    Returns:
+        The checkpoint, its tensors mapped from the file.
+
+    Raises:
+        UserError: The file is missing, cut off, damaged, or holds more than plain data.
+    """
+    if not path.exists():
+        raise UserError(f"there is no checkpoint at {path}; look into its folder for others")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:160] or type(error).__name__
+        raise UserError(
+            f"checkpoint {path} is cut off or damaged and was not loaded ({reason})"
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path} is no Lightning checkpoint: it has no 'state_dict'")
+    return checkpoint

@@ -1,0 +1,110 @@
+"""Which checkpoint a run goes on from, and whether its settings still are what they were."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_llm.errors import UserError
+from lit_llm.strategies.checkpoint_io import read_checkpoint
+
+# What may differ between a run and its continuation without changing what is trained.
+_FREE = re.compile(
+    r"^(output_dir|export_dir|resume|config|logging|checkpoint|samples|throughput"
+    r"|data\.(num_workers|cache_dir|val_.*)"
+    r"|trainer\.(?!accumulate_grad_batches|gradient_clip|precision|max_steps|max_epochs)\w+)(\.|$)"
+)
+
+
+def find_checkpoint(folder: Path, resume: str) -> Path | None:
+    """Choose the checkpoint to resume from.
+
+    Args:
+        folder: The run's checkpoint folder.
+        resume: ``auto`` (the newest in ``folder``, if any), ``never``, or a path.
+
+    Returns:
+        The checkpoint, or ``None`` to start anew.
+
+    Raises:
+        UserError: The checkpoint is missing or damaged; names the one before it if there is one.
+    """
+    if resume == "never":
+        return None
+    if resume != "auto":
+        path = Path(resume)
+        if not path.is_dir():
+            read_checkpoint(path)
+        return path
+    found = sorted(folder.glob("step=*.ckpt"))
+    if not found:
+        return None
+    newest = found[-1]
+    if newest.is_dir():
+        return newest  # sharded: its strategy checks it
+    try:
+        read_checkpoint(newest)
+    except UserError as error:
+        whole = _newest_whole(found[:-1])
+        offer = (
+            f"the one before it is whole: add --resume {whole}"
+            if whole
+            else "there is no whole one before it: add --resume never to start over"
+        )
+        raise UserError(f"{error}; {offer}") from error
+    return newest
+
+
+def _newest_whole(paths: list[Path]) -> Path | None:
+    for path in reversed(paths):
+        try:
+            read_checkpoint(path)
+        except UserError:
+            continue
+        return path
+    return None
+
+
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with other settings than the run was started with.
+
+    An optimizer state brings its learning rate with it and a data cursor its corpus, so changed
+    settings would be ignored in part, without a word.
+
+    Args:
+        path: ``config.yaml`` of the interrupted run; absent means nothing to compare.
+        settings: The settings now.
+
+    Raises:
+        UserError: A setting that matters to training differs.
+    """
+    if not path.exists():
+        return
+    try:
+        before = flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not readable YAML; remove it or the run's folder") from error
+    now = flatten(settings)
+    changed = [
+        f"{key}: {before.get(key)} there, {now.get(key)} now"
+        for key in sorted(before.keys() | now.keys())
+        if not _FREE.match(key) and before.get(key) != now.get(key)
+    ]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"{path.parent} holds an unfinished run with other settings "
+            f"({'; '.join(changed[:3])}{more}); give another --output_dir, or --resume never to "
+            "start over there, or --resume CHECKPOINT to go on with the new settings"
+        )
+
+
+def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dictionaries to dotted keys."""
+    if not isinstance(settings, dict) or not settings:
+        return {prefix: settings}
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        result |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return result

@@ -1,0 +1,78 @@
+"""A small corpus, its tokenizer and a tiny model's settings, for recipes run whole."""
+
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+WORDS = (
+    "the a red blue small old river house bird tree sings sleeps runs falls under over near".split()
+)
+
+
+def write_corpus(path: Path, documents: int, seed: int) -> None:
+    """Write documents of random sentences, one a line of JSON."""
+    import json
+
+    rng = random.Random(seed)
+    lines = []
+    for number in range(documents):
+        words = rng.choices(WORDS, k=rng.randint(20, 60))
+        lines.append(json.dumps({"text": f"{seed} {number} " + " ".join(words) + "."}))
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two sources, a tokenizer and ``tiny.yaml``."""
+    from lit_llm.data.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_corpus(folder / "first.jsonl", 400, seed=1)
+    write_corpus(folder / "second.jsonl", 200, seed=2)
+    texts = (folder / "first.jsonl").read_text().splitlines()
+    train_tokenizer(texts, vocab_size=320).save_pretrained(folder / "tokenizer")
+    settings = {
+        "data": {
+            "tokenizer": str(folder / "tokenizer"),
+            "sources": [
+                {"path": str(folder / "first.jsonl"), "weight": 3.0},
+                {"path": str(folder / "second.jsonl"), "weight": 1.0},
+            ],
+            "seq_len": 32,
+            "micro_batch_size": 2,
+            "cache_dir": str(folder / "cache"),
+        },
+        "model": {
+            "base": {
+                "preset": None,
+                "config": {
+                    "model_type": "llama",
+                    "hidden_size": 32,
+                    "intermediate_size": 64,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 2,
+                    "num_key_value_heads": 1,
+                    "tie_word_embeddings": True,
+                },
+                "dropout": 0.1,
+            },
+        },
+        "trainer": {
+            "max_steps": 12,
+            "precision": "32-true",
+            "accelerator": "cpu",
+            "devices": 1,
+            "accumulate_grad_batches": 2,
+            "log_every_n_steps": 2,
+            "val_check_interval": 8,
+            "limit_val_batches": 3,
+            "enable_model_summary": False,
+        },
+        "checkpoint": {"every_n_steps": 4},
+        "samples": {"max_new_tokens": 4},
+        "logging": {"wandb": "off"},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    return folder
