@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 import warnings
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,6 +37,8 @@ _NOISE = (
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*is smaller than the logging interval.*",
 )
+
+_SOURCES = ("--data.sources", "--data.val_sources")
 
 # These write and read checkpoints themselves and refuse a plugin for it.
 _OWN_CHECKPOINT_IO = ("fsdp", "deepspeed", "model_parallel")
@@ -112,8 +115,11 @@ class RecipeCLI(LightningCLI):
         parser.link_arguments("data.seq_len", "model.seq_len")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, without the warning about a process that has arguments of its own (pytest)."""
-        self.config = parser.parse_args(args)
+        """Parse, with a path alone for a list of sources: ``--data.sources my.txt``.
+
+        jsonargparse would read a list's items from a file of that name.
+        """
+        self.config = parser.parse_args(_listed_sources(sys.argv[1:] if args is None else args))
 
     @property
     def output_dir(self) -> Path:
@@ -150,8 +156,14 @@ class RecipeCLI(LightningCLI):
         Lightning would do it after it has started the other ranks, which then wait for a process
         that is gone.
         """
-        if self.trainer.is_global_zero:
-            self.datamodule.prepare_data()
+        if not self.trainer.is_global_zero:
+            return
+        self.datamodule.prepare_data()
+        card = getattr(self.datamodule, "corpus_card", None)
+        if card is not None:
+            from lit_llm.data.card import write_card
+
+            write_card(self.output_dir / "data.md", card(self.output_dir.name))
 
     # ----- the steps of a recipe ----------------------------------------------------------------
 
@@ -215,6 +227,23 @@ class RecipeCLI(LightningCLI):
             self.output_dir, self.settings, rows, self.datamodule.corpus_report(), self.ckpt_path
         )
         print(f"\n{results_table(rows)}\n\nreport: {path}")
+
+
+def _listed_sources(args: list[str]) -> list[str]:
+    """Put a single source into a list."""
+    result: list[str] = []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if equals and name in _SOURCES:
+            arg = f"{name}={_listed(value)}"
+        elif result and result[-1] in _SOURCES:
+            arg = _listed(arg)
+        result.append(arg)
+    return result
+
+
+def _listed(value: str) -> str:
+    return value if value.lstrip().startswith(("[", "{")) or value == "null" else f'["{value}"]'
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:

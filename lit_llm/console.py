@@ -22,10 +22,18 @@ def recipe(main: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
-        except UserError as error:
-            if os.environ.get("LIT_LLM_TRACEBACK") == "1":
+        except Exception as error:
+            mistake = _user_error(error)
+            if mistake is None or os.environ.get("LIT_LLM_TRACEBACK") == "1":
                 raise
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {mistake}", file=sys.stderr, flush=True)
             raise SystemExit(1) from None
 
     return wrapper
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """Find the user's mistake behind an error: parsers and trainers wrap what they catch."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -6,7 +6,7 @@ import re
 import socket
 import subprocess
 import sys
-from importlib.metadata import requires
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,18 @@ def name_of(path: Path) -> str:
 
 def dotted(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> list[str]:
+    """Full names of the modules that a file imports, inside functions too."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: relative import"
+            names.append(node.module or "")
+    return names
 
 
 def packages_added(modules: list[str], before: str) -> set[str]:
@@ -65,22 +77,25 @@ def test_every_recipe_shows_commands() -> None:
 
 
 def test_functional_imports_torch_only() -> None:
-    for path in MODULES:
-        if path.parent.name != "functional":
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-                assert node.level == 0, f"{path.name}: relative import"
-            for name in names:
-                top = name.partition(".")[0]
-                own = name.startswith("lit_llm.functional") or name == "lit_llm.errors"
-                assert top == "torch" or top in sys.stdlib_module_names or own, (
-                    f"{path.name} imports {name}"
-                )
+    rooms = [path for path in MODULES if path.parent.name == "functional"]
+    assert rooms
+    for path in rooms:
+        for name in imports_of(path):
+            own = name.startswith("lit_llm.functional") or name == "lit_llm.errors"
+            assert own or name.partition(".")[0] in {"torch", *sys.stdlib_module_names}, (
+                f"{path.name} imports {name}"
+            )
+
+
+def test_every_imported_package_is_declared() -> None:
+    declared = {canonicalize_name(Requirement(text).name) for text in requires("lit-llm") or []}
+    providers = packages_distributions()
+    own = {"lit_llm", *(path.stem for path in RECIPES)}
+    for path in [*MODULES, *RECIPES]:
+        for top in {name.partition(".")[0] for name in imports_of(path)}:
+            if top not in own and top not in sys.stdlib_module_names and top in providers:
+                found = {canonicalize_name(name) for name in providers[top]}
+                assert found & declared, f"{name_of(path)} imports {top}: add it to pyproject.toml"
 
 
 def test_light_rooms_stay_light() -> None:

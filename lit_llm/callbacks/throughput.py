@@ -76,7 +76,6 @@ class Throughput(Callback):
             mfu = rate * self._flops_per_token / (self.peak * trainer.world_size)
             pl_module.log("perf/mfu", mfu)
         pl_module.log("perf/peak_memory", float(peak_memory(pl_module.device)))
-        pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"])
         tokens_seen = getattr(getattr(trainer, "datamodule", None), "tokens_seen", None)
         if tokens_seen is not None:
             for name, count in tokens_seen().items():

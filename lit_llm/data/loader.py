@@ -71,6 +71,8 @@ class ResumableLoader:
         batches_done: Tells how many micro-batches of the epoch are behind, once the next one is
             asked for. Give Lightning's own count: the windows then end where it steps, even after a
             resume with another number of ranks. By default it follows from the cursor.
+        length: Micro-batches of an epoch; by default as many as one pass over the stream fills. A run
+            that is measured in steps is one epoch, so that progress and time left mean the run.
         max_batches: Cut the epoch to so many micro-batches (``trainer.limit_train_batches``).
         num_workers: Processes that prepare batches ahead; 0 does it in this one.
         seed: Seed of the workers.
@@ -89,6 +91,7 @@ class ResumableLoader:
         rank: int = 0,
         world_size: int = 1,
         batches_done: Callable[[], int] | None = None,
+        length: int | None = None,
         max_batches: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -105,11 +108,12 @@ class ResumableLoader:
         self.num_workers = num_workers
         self.seed = seed
         self.batches_done = batches_done
+        self.length = len(stream) // self.global_batch if length is None else length
         self.epoch_batches = len(self) if max_batches is None else min(len(self), max_batches)
 
     def __len__(self) -> int:
         """Micro-batches of a whole epoch on each rank, whatever the cursor says."""
-        return len(self.stream) // self.global_batch
+        return self.length
 
     @property
     def global_batch(self) -> int:

@@ -262,7 +262,8 @@ class TextDataModule(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
             batches_done=self._batches_done if self.trainer else None,
-            max_batches=self._limit(total),
+            length=self._run_length() or total,
+            max_batches=self._limit(self._run_length() or total),
             num_workers=self.num_workers,
             seed=self.seed,
         )
@@ -324,6 +325,12 @@ class TextDataModule(pl.LightningDataModule):
     def _batches_done(self) -> int:
         assert self.trainer is not None
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def _run_length(self) -> int | None:
+        """Micro-batches of a run measured in steps, which is one epoch to Lightning."""
+        if self.trainer is None or self.trainer.max_steps < 1 or self.trainer.max_epochs != -1:
+            return None
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
     def _limit(self, total: int) -> int | None:
         limit = self.trainer.limit_train_batches if self.trainer else None

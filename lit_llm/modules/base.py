@@ -115,6 +115,10 @@ class BaseModule(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1},
         }
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the learning rate of this update; after it the schedule has moved on."""
+        self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,

@@ -107,6 +107,7 @@ class CausalLMModule(BaseModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the global batch's mean loss, all its ranks and micro-batches counted."""
+        super().on_before_optimizer_step(optimizer)
         if self._window_nll is None or self._window_tokens is None:
             return
         loss = self.data_parallel_sum(self._window_nll) / self._window_tokens.clamp(min=1)

@@ -160,6 +160,7 @@ def test_ranks_share_the_data_out(make):
             distributed_sampler_kwargs={"rank": rank, "num_replicas": world_size},
             accumulate_grad_batches=2,
             limit_train_batches=1.0,
+            max_steps=-1,
             fit_loop=SimpleNamespace(
                 epoch_loop=SimpleNamespace(
                     batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0))
@@ -220,11 +221,11 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(data, folder, max_steps=30, ckpt_path=None):
+def fit(data, folder, max_steps=30, ckpt_path=None, max_epochs=-1):
     model = Recorder()
     trainer = pl.Trainer(
         max_steps=max_steps,
-        max_epochs=-1,
+        max_epochs=max_epochs,
         accumulate_grad_batches=4,
         accelerator="cpu",
         logger=False,
@@ -253,16 +254,26 @@ def test_training_resumes_exactly_under_lightning(make, tmp_path, workers):
         "micro_batch_size": 2,
         "isolate_documents": True,  # so that the windows have different numbers of targets
     }
-    straight = fit(make(**options), tmp_path / "straight")
+    straight = fit(make(**options), tmp_path / "straight", max_epochs=99)
     # Epochs of 18 micro-batches are windows of 4, 4, 4, 4 and 2, so 5 steps.
     assert [step[:2] for step in straight] == [divmod(n, 18) for n in range(6 * 18)]
     for step in (3, 5, 6, 14, 15) if workers == 0 else (7,):  # 5 and 15 end an epoch
         done = step // 5 * 18 + step % 5 * 4
         checkpoint = tmp_path / "straight" / f"step={step}.ckpt"
-        resumed = fit(make(**options), tmp_path / f"resumed-{step}", ckpt_path=checkpoint)
+        folder = tmp_path / f"resumed-{step}"
+        resumed = fit(make(**options), folder, ckpt_path=checkpoint, max_epochs=99)
         assert [part[:3] for part in resumed] == [part[:3] for part in straight[done:]]
         assert all(a[3].equal(b[3]) for a, b in zip(resumed, straight[done:], strict=True))
         assert torch.load(checkpoint, weights_only=True)["TextDataModule"]["consumed"] == 2 * done
+
+
+def test_a_run_measured_in_steps_is_one_epoch(make, tmp_path):
+    straight = fit(make(micro_batch_size=2), tmp_path / "straight", max_steps=9)
+    assert [step[:2] for step in straight] == [(0, n) for n in range(36)]
+    checkpoint = tmp_path / "straight" / "step=5.ckpt"
+    longer = fit(make(micro_batch_size=2), tmp_path / "on", max_steps=11, ckpt_path=checkpoint)
+    assert [step[:2] for step in longer] == [(0, n) for n in range(20, 44)]
+    assert all(a[3].equal(b[3]) for a, b in zip(longer, straight[20:], strict=False))
 
 
 def test_windows_are_lightnings_after_a_resume_with_other_batches(make, tmp_path):

@@ -135,6 +135,27 @@ def test_a_failed_export_leaves_the_one_before(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_an_export_that_cannot_take_its_place_puts_the_old_one_back(
+    tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = export_model(tiny_model("gpt2"), None, tmp_path / "model")
+    before = (folder / "model.safetensors").read_bytes()
+    replace, calls = os.replace, []
+
+    def failing(source: Path, target: Path) -> None:
+        if Path(target) == folder and not calls:
+            calls.append(source)
+            raise OSError("no room")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="no room"):
+        export_model(tiny_model("llama"), None, folder)
+    assert calls
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_tokenizer_that_does_not_survive_is_noticed(
     tiny_model, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,28 @@
+"""The command line's own parts."""
+
+import pytest
+
+from lit_llm.cli import _check_strategy, _listed_sources
+from lit_llm.errors import UserError
+
+
+def test_a_single_source_is_a_list():
+    assert _listed_sources(["--data.sources", "my.txt", "--x", "y"]) == [
+        "--data.sources",
+        '["my.txt"]',
+        "--x",
+        "y",
+    ]
+    assert _listed_sources(["--data.val_sources=a/*.gz"]) == ['--data.val_sources=["a/*.gz"]']
+    given = ["--data.sources=[{path: a}]", "--data.sources+=b", "--data.val_sources=null"]
+    assert _listed_sources(given) == given
+
+
+@pytest.mark.parametrize("name", ["auto", "ddp", "fsdp"])
+def test_known_strategies_pass(name):
+    _check_strategy(name)
+
+
+def test_an_unknown_strategy_is_told_the_nearest():
+    with pytest.raises(UserError, match="'dpd'.*ddp"):
+        _check_strategy("dpd")
