@@ -230,15 +230,19 @@ class RecipeCLI(LightningCLI):
 
 
 def _listed_sources(args: list[str]) -> list[str]:
-    """Put a single source into a list."""
+    """Put a single source into a list, and empty the list first.
+
+    Otherwise jsonargparse fills the fields that a source leaves out with those of the source that
+    stands at its place in the recipe's YAML.
+    """
     result: list[str] = []
-    for arg in args:
+    rest = iter(args)
+    for arg in rest:
         name, equals, value = arg.partition("=")
-        if equals and name in _SOURCES:
-            arg = f"{name}={_listed(value)}"
-        elif result and result[-1] in _SOURCES:
-            arg = _listed(arg)
-        result.append(arg)
+        if name in _SOURCES and (equals or (value := next(rest, ""))):
+            result += [f"{name}=[]", f"{name}={_listed(value)}"]
+        else:
+            result.append(arg)
     return result
 
 

@@ -128,7 +128,9 @@ def resolve_config(
     if config.pretrained:
         hf_config = _pretrained_config(config, config.pretrained)
     else:
-        values = preset_config(config.preset) if config.preset else dict(config.config or {})
+        values = dict(config.config or {})
+        if config.preset and "model_type" not in values:
+            values = preset_config(config.preset) | values
         ids = {
             "pad_token_id": pad_token_id,
             "bos_token_id": bos_token_id,
@@ -324,7 +326,7 @@ def _expand(name: str) -> str:
 def _name(config: BaseModelConfig) -> str:
     if config.pretrained:
         return f"the model {config.pretrained!r}"
-    return f"the preset {config.preset}" if config.preset else "the model's config"
+    return "the model's config" if config.config else f"the preset {config.preset}"
 
 
 def _one_line(error: Exception) -> str:

@@ -10,13 +10,17 @@ from lit_llm.errors import UserError
 
 @dataclass
 class BaseModelConfig:
-    """A transformers model: pretrained, from a preset, or from a config. Give exactly one of them.
+    """A transformers model: pretrained, or with random weights from a config or a preset.
+
+    A recipe's preset is its default: it is left alone where ``pretrained`` or a whole ``config`` (one
+    with a ``model_type``) is given, and filled up where ``config`` names single fields.
 
     Args:
         pretrained: Folder with a Hugging Face model, or the name of one on the Hugging Face Hub.
         preset: A ready-made architecture with random weights, e.g. ``llama-5m`` or ``qwen3-15m``.
         config: A transformers config with random weights, e.g.
-            ``{"model_type": "llama", "hidden_size": 256, "num_hidden_layers": 4}``.
+            ``{"model_type": "llama", "hidden_size": 256, "num_hidden_layers": 4}``; without
+            ``model_type``, fields that differ from the preset's.
         dtype: Data type of the weights. Mixed precision keeps float32 weights.
         attn_implementation: Attention of transformers: ``sdpa``, ``eager``, ``flash_attention_2``
             or ``flex_attention``.
@@ -44,14 +48,14 @@ class BaseModelConfig:
         """Checks what can be checked without loading anything.
 
         Raises:
-            UserError: Not exactly one of pretrained, preset and config; a dtype or dropout that
-                does not exist; ``revision`` without ``pretrained``.
+            UserError: None of pretrained, preset and config, or both a pretrained model and a
+                config; a dtype or dropout that does not exist; ``revision`` without ``pretrained``.
         """
-        given = [name for name in ("pretrained", "preset", "config") if getattr(self, name)]
-        if len(given) != 1:
+        if not (self.pretrained or self.preset or self.config):
+            raise UserError("the model needs one of pretrained, preset and config; none was given.")
+        if self.pretrained and self.config:
             raise UserError(
-                "the model needs exactly one of pretrained, preset and config; given: "
-                f"{' and '.join(given) or 'none of them'}. Set the others to null."
+                "a pretrained model brings its own config; leave out pretrained or config."
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"model dtype {self.dtype!r}: use float32 or bfloat16.")

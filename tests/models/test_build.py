@@ -42,6 +42,13 @@ def test_preset_names_tell_the_size(preset: str) -> None:
     assert model.config.tie_word_embeddings
 
 
+def test_a_preset_is_a_default_that_a_config_replaces_or_fills() -> None:
+    whole = {"model_type": "gpt2", "n_layer": 3}
+    assert resolve_config(BaseModelConfig(preset="llama-1m", config=whole)).n_layer == 3
+    part = resolve_config(BaseModelConfig(preset="llama-1m", config={"num_hidden_layers": 9}))
+    assert (part.model_type, part.num_hidden_layers, part.hidden_size) == ("llama", 9, 128)
+
+
 def test_presets_are_copies() -> None:
     preset_config("llama-135m")["rope_parameters"]["rope_theta"] = 1.0
     assert preset_config("llama-135m")["rope_parameters"]["rope_theta"] == 100000.0
@@ -187,8 +194,8 @@ def _refused(config: BaseModelConfig, *words: str, **options) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, ["exactly one", "none"]),
-        ({"preset": "llama-1m", "pretrained": "x"}, ["pretrained and preset"]),
+        ({}, ["one of pretrained", "none"]),
+        ({"config": {"model_type": "llama"}, "pretrained": "x"}, ["pretrained or config"]),
         ({"preset": "lama-5m"}, ["'lama-5m'", "llama-5m"]),
         ({"preset": "zzz"}, ["llama-1m", "gpt2-124m"]),
         ({"config": {"model_type": "lama"}}, ["'lama'", "llama"]),

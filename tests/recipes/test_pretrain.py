@@ -121,6 +121,24 @@ def test_a_checkpoint_loads_without_its_tokenizer_and_trainer(run: Path) -> None
         assert torch.equal(module.model.eval()(ids).logits, exported(ids).logits)
 
 
+def test_a_pretrained_folder_is_where_training_goes_on(
+    run: Path, tiny: Path, tmp_path: Path
+) -> None:
+    cli = pretrain.main(
+        arguments(
+            tiny,
+            tmp_path,
+            f"--model.base.pretrained={run / 'model'}",
+            "--model.base.config=null",
+            "--model.base.dropout=0.0",
+            "--trainer.max_steps=2",
+        )
+    )
+    end = json.loads((run / "evaluation.json").read_text())["after"]
+    assert cli.results["before"]["loss"] == pytest.approx(end["loss"], rel=1e-6)
+    assert cli.results["after"]["loss"] != cli.results["before"]["loss"]
+
+
 def test_a_finished_run_is_not_trained_again(run: Path, tiny: Path) -> None:
     checkpoint = run / "checkpoints" / "step=00000012.ckpt"
     before = checkpoint.read_bytes()
@@ -225,6 +243,8 @@ def test_every_shipped_config_builds(path: Path, tiny: Path, tmp_path: Path) -> 
     from lit_llm.modules.causal_lm import CausalLMModule
 
     class Unprepared(TextDataModule):
+        corpus_card = None  # type: ignore[assignment]
+
         def prepare_data(self) -> None:
             """Leave the corpus alone."""
 
@@ -268,3 +288,11 @@ def test_two_ranks_measure_and_train_what_one_does(run: Path, tiny: Path, tmp_pa
         for name in ("loss", "bits_per_byte", "token_accuracy"):
             assert two[stage][name] == pytest.approx(one[stage][name], rel=1e-5), (stage, name)
     assert one["after"]["loss"] < one["before"]["loss"]
+
+
+def test_sources_on_the_command_line_inherit_nothing(tiny: Path, tmp_path: Path) -> None:
+    """The weights of tiny.yaml's sources must not stick to others."""
+    extra = ["--data.sources", str(tiny / "second.jsonl"), "--trainer.max_steps=1"]
+    cli = pretrain.main(arguments(tiny, tmp_path, *extra))
+    assert cli.datamodule.source_labels == ["second"]
+    assert cli.datamodule.weights is None
