@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -23,8 +24,9 @@ from lit_llm.callbacks.progress import Progress
 from lit_llm.callbacks.samples import SampleContinuations
 from lit_llm.callbacks.throughput import Throughput
 from lit_llm.errors import UserError
-from lit_llm.strategies.checkpoint_io import AtomicCheckpointIO, read_checkpoint
-from lit_llm.strategies.resume import check_settings, find_checkpoint
+from lit_llm.strategies.checkpoint_io import AtomicCheckpointIO, read_checkpoint, write_text
+from lit_llm.strategies.cpu_memory import keep_freed_memory
+from lit_llm.strategies.resume import check_settings, find_checkpoint, put_aside_newer
 
 # What Lightning and its helpers say about themselves, or about a choice made here on purpose.
 _NOISE = (
@@ -41,7 +43,7 @@ _NOISE = (
 _SOURCES = ("--data.sources", "--data.val_sources")
 
 # These write and read checkpoints themselves and refuse a plugin for it.
-_OWN_CHECKPOINT_IO = ("fsdp", "deepspeed", "model_parallel")
+_OWN_CHECKPOINT_IO = ("fsdp", "deepspeed", "model_parallel", "modelparallel")
 
 
 class RecipeCLI(LightningCLI):
@@ -67,6 +69,8 @@ class RecipeCLI(LightningCLI):
         for message in _NOISE:
             warnings.filterwarnings("ignore", message="\\s*" + message, module=r"lightning.*")
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         self._default_output_dir = output_dir
         self.results: dict[str, Any] = {}
         super().__init__(
@@ -128,7 +132,18 @@ class RecipeCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Find out what to resume from, and refuse what cannot work, before anything is built."""
-        _check_strategy(self.config["trainer"].get("strategy"))
+        trainer = self.config["trainer"]
+        _check_strategy(trainer.get("strategy"))
+        if trainer.get("reload_dataloaders_every_n_epochs"):
+            raise UserError(
+                "trainer.reload_dataloaders_every_n_epochs misfires on resume and is not needed: "
+                "the loaders reshuffle by themselves; leave it at 0"
+            )
+        _check_writable(self.output_dir)
+        if self.config["export_dir"] is not None:
+            from lit_llm.models.export import check_export_folder
+
+            check_export_folder(Path(self.config["export_dir"]))
         self.settings = yaml.safe_load(self.parser.dump(self.config, format="yaml"))
         checkpoints = self.output_dir / "checkpoints"
         self.ckpt_path = find_checkpoint(checkpoints, self.config["resume"])
@@ -140,25 +155,28 @@ class RecipeCLI(LightningCLI):
         wandb_id = None
         if self.ckpt_path is not None and self.ckpt_path.is_file():
             wandb_id = read_checkpoint(self.ckpt_path).get("wandb_id")
-        config = self.config["trainer"]
+        config = self.config_init["trainer"]
         kwargs["default_root_dir"] = str(self.output_dir)
         kwargs["use_distributed_sampler"] = False  # data order is the data module's
         if config.get("logger") in (None, True):
-            self.output_dir.mkdir(parents=True, exist_ok=True)
             kwargs["logger"] = build_loggers(self.config_init["logging"], self.output_dir, wandb_id)
-        if not str(config.get("strategy")).startswith(_OWN_CHECKPOINT_IO):
-            kwargs["plugins"] = [AtomicCheckpointIO(), *(config.get("plugins") or [])]
+        strategy = config.get("strategy")
+        name = strategy if isinstance(strategy, str) else type(strategy).__name__.lower()
+        if not name.startswith(_OWN_CHECKPOINT_IO):
+            plugins = config.get("plugins") or []
+            plugins = plugins if isinstance(plugins, list) else [plugins]
+            kwargs["plugins"] = [AtomicCheckpointIO(), *plugins]
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
         """Build the data where a mistake in it can still be said in one sentence.
 
         Lightning would do it after it has started the other ranks, which then wait for a process
-        that is gone.
+        that is gone. Under another launcher all ranks come here at once, and a lock lets one work.
         """
+        self.datamodule.prepare_data()
         if not self.trainer.is_global_zero:
             return
-        self.datamodule.prepare_data()
         card = getattr(self.datamodule, "corpus_card", None)
         if card is not None:
             from lit_llm.data.card import write_card
@@ -174,7 +192,8 @@ class RecipeCLI(LightningCLI):
             SystemExit: With code 0, after SIGTERM has been answered with a checkpoint.
         """
         if self.trainer.is_global_zero:
-            _write_text(self.output_dir / "config.yaml", yaml.safe_dump(self.settings))
+            put_aside_newer(self.output_dir / "checkpoints", self.ckpt_path)
+            write_text(self.output_dir / "config.yaml", yaml.safe_dump(self.settings))
         if self.ckpt_path is not None:
             rank_zero_info(f"Resuming from {self.ckpt_path}")
         try:
@@ -200,10 +219,12 @@ class RecipeCLI(LightningCLI):
         if name == "after" and "before" in kept:
             self.results["before"] = kept["before"]
         measured = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        if not measured:  # no test split was asked for
+            return
         values = {key.removeprefix("test/"): value for key, value in measured[0].items()}
         self.results[name] = values
         if self.trainer.is_global_zero:
-            _write_text(self.output_dir / "evaluation.json", json.dumps(self.results, indent=2))
+            write_text(self.output_dir / "evaluation.json", json.dumps(self.results, indent=2))
 
     def export(self) -> None:
         """Write the model as a Hugging Face folder if ``--export_dir`` asks for it."""
@@ -222,7 +243,8 @@ class RecipeCLI(LightningCLI):
         from lit_llm.evaluation.references import reference_measures
         from lit_llm.evaluation.report import results_table, write_report
 
-        rows = {**self.results, **reference_measures(self.datamodule)}
+        self.results |= reference_measures(self.datamodule)
+        rows = self.results
         path = write_report(
             self.output_dir, self.settings, rows, self.datamodule.corpus_report(), self.ckpt_path
         )
@@ -239,15 +261,28 @@ def _listed_sources(args: list[str]) -> list[str]:
     rest = iter(args)
     for arg in rest:
         name, equals, value = arg.partition("=")
-        if name in _SOURCES and (equals or (value := next(rest, ""))):
+        if name in ("--config", "-c") and (equals or (value := next(rest, ""))):
+            result += [f"{key}=[]" for key in _SOURCES if _sets(value, key)]
+            result.append(f"--config={value}")
+        elif name in _SOURCES and (equals or (value := next(rest, ""))):
             result += [f"{name}=[]", f"{name}={_listed(value)}"]
         else:
             result.append(arg)
     return result
 
 
+def _sets(config: str, key: str) -> bool:
+    """Whether a YAML file sets a list of sources; a file that cannot be read is the parser's."""
+    try:
+        settings = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        return bool(settings["data"][key.rpartition(".")[2]])
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return False
+
+
 def _listed(value: str) -> str:
-    return value if value.lstrip().startswith(("[", "{")) or value == "null" else f'["{value}"]'
+    is_list = value.lstrip().startswith(("[", "{")) or value == "null"
+    return value if is_list else json.dumps([value])
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
@@ -270,9 +305,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def _check_writable(folder: Path) -> None:
+    """Make the run's folder, or say why it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the output folder {folder} cannot be made ({error.strerror}); give another "
+            "--output_dir"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"the output folder {folder} is not writable; give another --output_dir")

@@ -2,9 +2,10 @@
 
     python recipes/lifecycle.py
     python recipes/lifecycle.py --from pretrain
-    python recipes/lifecycle.py --output_dir runs/mine --to tokenizer
+    python recipes/lifecycle.py --output_dir runs/mine --pretrain.trainer.max_steps 2000
 
 Each stage is the recipe of its name with a config of its own, and resumes where it was stopped.
+``--STAGE.SETTING VALUE`` changes a setting of one stage.
 """
 
 from argparse import ArgumentParser
@@ -14,7 +15,9 @@ import pretrain
 import tokenizer
 
 from lit_llm.console import recipe
+from lit_llm.errors import UserError
 
+MARGIN = 0.15  # by which the model must beat the unigram model and gzip, in bits per byte
 STAGES = {"tokenizer": tokenizer.main, "pretrain": pretrain.main}
 CONFIGS = Path(__file__).parent / "configs" / "lifecycle"
 
@@ -23,11 +26,12 @@ CONFIGS = Path(__file__).parent / "configs" / "lifecycle"
 def main(args: list[str] | None = None) -> None:
     """Run the stages in order, each on what the one before it left."""
     names = list(STAGES)
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--output_dir", default="runs/lifecycle", help="Folder of all stages.")
     parser.add_argument("--from", dest="first", choices=names, default=names[0])
     parser.add_argument("--to", dest="last", choices=names, default=names[-1])
-    chosen = parser.parse_args(args)
+    chosen, overrides = parser.parse_known_args(args)
+    changed = stage_overrides(overrides)
     folder = chosen.output_dir
     links = {
         "tokenizer": [f"--output_dir={folder}/tokenizer"],
@@ -40,7 +44,38 @@ def main(args: list[str] | None = None) -> None:
     }
     for name in names[names.index(chosen.first) : names.index(chosen.last) + 1]:
         print(f"\n=== {name} ===", flush=True)
-        STAGES[name]([f"--config={CONFIGS / name}.yaml", *links[name]])
+        run = STAGES[name]([f"--config={CONFIGS / name}.yaml", *links[name], *changed[name]])
+        if name == "pretrain":
+            check_margin(run.results)
+
+
+def stage_overrides(args: list[str]) -> dict[str, list[str]]:
+    """Sort ``--STAGE.SETTING VALUE`` by stage."""
+    changed: dict[str, list[str]] = {name: [] for name in STAGES}
+    stage = None
+    for arg in args:
+        name, dot, setting = arg.removeprefix("--").partition(".")
+        if arg.startswith("--"):
+            if not dot or name not in STAGES:
+                raise UserError(f"there is no setting {arg}; name a stage: --pretrain.{name} ...")
+            stage, arg = name, f"--{setting}"
+        if stage is None:
+            raise UserError(f"'{arg}' belongs to no setting; see --help")
+        changed[stage].append(arg)
+    return changed
+
+
+def check_margin(results: dict[str, dict[str, float]]) -> None:
+    """Say whether the model learned more than its references know, and fail if it did not."""
+    model = results["after"]["bits_per_byte"]
+    reference = min(results[name]["bits_per_byte"] for name in ("unigram", "gzip"))
+    share = 1 - model / reference
+    if share < MARGIN:
+        raise UserError(
+            f"the model needs {model:.3f} bits per byte on held-out text, the better reference "
+            f"{reference:.3f}: it must be {MARGIN:.0%} below; train it longer"
+        )
+    print(f"{share:.0%} fewer bits per byte than the better reference ({MARGIN:.0%} is required)")
 
 
 if __name__ == "__main__":

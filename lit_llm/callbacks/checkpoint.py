@@ -40,14 +40,27 @@ class StepCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do not save the step that is resumed from a second time.
+
+        ``ModelCheckpoint`` forgets it, and would save it again in the midst of the next
+        accumulation window.
+        """
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save at the interval, and whenever the run's last step is done."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         path = checkpoint_path(trainer)
-        last = trainer.global_step == trainer.max_steps
-        boundary = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        epochs = trainer.max_epochs or -1
+        last_batch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        last = trainer.global_step == trainer.max_steps or (
+            last_batch and trainer.current_epoch + 1 == epochs
+        )
+        boundary = last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if last and boundary and str(path) != self.best_model_path:
             trainer.save_checkpoint(path)
 

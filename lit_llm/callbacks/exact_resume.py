@@ -66,6 +66,15 @@ class ExactResume(Callback):
         """Keep the states until training starts: what runs before may draw numbers."""
         self._restored = checkpoint.get("rng")
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let ranks that read different data drop out different units, in a run that starts anew.
+
+        Until here all drew the same numbers, as they must for equal weights.
+        """
+        kwargs = trainer.distributed_sampler_kwargs
+        if self._restored is None and kwargs is not None:
+            torch.manual_seed(torch.initial_seed() + int(kwargs["rank"]))
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:

@@ -10,6 +10,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_llm.callbacks.exact_resume import rng_state, set_rng_state
+from lit_llm.errors import UserError
+from lit_llm.strategies.checkpoint_io import write_text
 
 
 class SampleContinuations(Callback):
@@ -31,6 +33,8 @@ class SampleContinuations(Callback):
         temperature: float = 0.8,
         seed: int = 0,
     ) -> None:
+        if prompts is not None and not all(prompts):
+            raise UserError("samples: a prompt is empty; give every prompt some text")
         self.prompts = prompts
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
@@ -61,12 +65,11 @@ class SampleContinuations(Callback):
         ]
         self._rows = [row for row in self._rows if row[0] != trainer.global_step] + new
         path = Path(trainer.default_root_dir) / "samples.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = (
             json.dumps({"step": step, "prompt": prompt, "continuation": text}, ensure_ascii=False)
             for step, prompt, text in self._rows
         )
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(path, "\n".join(lines) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 columns = ["step", "prompt", "continuation"]
@@ -78,14 +81,18 @@ class SampleContinuations(Callback):
         torch.manual_seed(self.seed)
         pl_module.model.eval()
         tokenizer, texts = datamodule.tokenizer, []
+        config = pl_module.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None) or 2**31
+        new = min(self.max_new_tokens, positions - 1)
         try:
             for prompt in self.prompts or []:
                 ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(pl_module.device)
+                ids = ids[:, -(positions - new) :]
                 with torch.no_grad():
                     output = pl_module.model.generate(
                         input_ids=ids,
                         attention_mask=torch.ones_like(ids),
-                        max_new_tokens=self.max_new_tokens,
+                        max_new_tokens=new,
                         do_sample=self.temperature > 0,
                         temperature=self.temperature or None,
                         pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,

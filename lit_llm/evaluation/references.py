@@ -47,8 +47,10 @@ def reference_measures(datamodule: Any, split: str = "test") -> dict[str, dict[s
     """
     heldout = datamodule.token_counts(split)
     num_bytes = int((heldout * datamodule.token_bytes).sum())
-    unigram = unigram_bits_per_byte(datamodule.token_counts("train"), heldout, num_bytes)
     tokens = int(heldout.sum())
+    if num_bytes == 0 or tokens == 0:
+        return {}
+    unigram = unigram_bits_per_byte(datamodule.token_counts("train"), heldout, num_bytes)
     return {
         "unigram": {
             "bits_per_byte": unigram,

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from lit_llm.strategies.checkpoint_io import write_text
+
 _PACKAGES = ("lit_llm", "torch", "lightning", "transformers", "datasets", "tokenizers", "peft")
 _CURVES = (
     ("loss (nats a token)", ("train/loss", "val/loss")),
@@ -62,7 +64,7 @@ def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
             for name, value in row.items():
                 if name not in ("step", "epoch") and value:
                     curves.setdefault(name, {})[int(row["step"])] = float(value)
-    return {name: sorted(points.items()) for name, points in curves.items()}
+    return {name: sorted(points.items()) for name, points in curves.items() if points}
 
 
 def plot_curves(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
@@ -148,7 +150,7 @@ def write_report(
         _fenced(yaml.safe_dump(settings, sort_keys=False), "yaml"),
     ]
     path = folder / "report.md"
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_text(path, "\n\n".join(parts) + "\n")
     return path
 
 

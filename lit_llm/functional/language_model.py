@@ -71,7 +71,7 @@ def linear_cross_entropy(
         bias: (V,) bias of the output projection.
         ignore_index: Target value that marks a row without loss.
         z_loss: Coefficient of the z-loss; 1e-4 in PaLM.
-        chunk_size: Rows of logits held at once; by default as many as take 128 MB.
+        chunk_size: Rows of logits held at once; by default as many as take 64 MB.
 
     Returns:
         Loss, pure negative log-likelihood and number of targets; all 0 when every row is ignored.
@@ -115,7 +115,7 @@ def token_log_probs(
         bias: (V,) bias of the output projection.
         temperature: Sampling temperature the logits are divided by.
         ignore_index: Target value of rows that are skipped; their log-probability is 0.
-        chunk_size: Rows of logits held at once; by default as many as take 128 MB.
+        chunk_size: Rows of logits held at once; by default as many as take 64 MB.
 
     Returns:
         (N,) float32 log-probabilities in nats (float64 for float64 operands).
@@ -153,7 +153,7 @@ def token_statistics(
         targets: (N,) long, the token each row is to predict.
         bias: (V,) bias of the output projection.
         ignore_index: Target value of rows that are skipped.
-        chunk_size: Rows of logits held at once; by default as many as take 128 MB.
+        chunk_size: Rows of logits held at once; by default as many as take 64 MB.
 
     Returns:
         ``nll`` (N,) float32 in nats and ``correct`` (N,) bool; 0 and False in ignored rows.

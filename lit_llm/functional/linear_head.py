@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_CHUNK_BYTES = 2**27
-"""Logits held at once when no chunk size is given: 128 MB."""
+_CHUNK_BYTES = 2**26
+"""Logits held at once when no chunk size is given: 64 MB."""
 
 _BLOCK_ELEMENTS = 2**19
 """Logits whose softmax is computed at once on a CPU: 2 MB of float32 stay in its cache."""
@@ -112,7 +112,7 @@ def no_autocast(hidden: Tensor) -> torch.autocast:
 
 
 def rows_per_chunk(weight: Tensor, dtype: torch.dtype, chunk_size: int | None) -> int:
-    """``chunk_size``, or as many rows as take 128 MB of logits."""
+    """``chunk_size``, or as many rows as take 64 MB of logits."""
     return chunk_size or max(1, _CHUNK_BYTES // max(1, weight.shape[0] * dtype.itemsize))
 
 

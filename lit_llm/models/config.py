@@ -12,8 +12,8 @@ from lit_llm.errors import UserError
 class BaseModelConfig:
     """A transformers model: pretrained, or with random weights from a config or a preset.
 
-    A recipe's preset is its default: it is left alone where ``pretrained`` or a whole ``config`` (one
-    with a ``model_type``) is given, and filled up where ``config`` names single fields.
+    A recipe's preset is its default: it is left alone where ``pretrained`` or a whole ``config``
+    (one with a ``model_type``) is given, and filled up where ``config`` names single fields.
 
     Args:
         pretrained: Folder with a Hugging Face model, or the name of one on the Hugging Face Hub.

@@ -234,16 +234,27 @@ def _isolating_mask(
             "take or was not given; turn isolate_documents off."
         )
     attention = config._attn_implementation
-    if attention not in ("sdpa", "eager") or getattr(config, "sliding_window", None):
+    if "flash" in attention or "flex" in attention or getattr(config, "sliding_window", None):
         # FlashAttention and FlexAttention take no mask, and sliding windows need one more: there
         # transformers finds the documents by their positions.
+        _check_mask_is_made(attention)
         return None
     mask = block_diagonal_causal_mask(document_ids)
-    if attention == "sdpa":
+    if attention != "eager":
         return mask
     # Eager attention adds its mask to the scores.
     lowest = torch.finfo(model.dtype).min
     return torch.zeros_like(mask, dtype=model.dtype).masked_fill_(~mask, lowest)
+
+
+def _check_mask_is_made(attention: str) -> None:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    if attention not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
+        raise UserError(
+            f"attn_implementation={attention} brings no masks for sliding windows; use sdpa, or "
+            "turn isolate_documents off."
+        )
 
 
 def _accepts(module: nn.Module, parameter: str) -> bool:

@@ -1,8 +1,6 @@
 """What every stage shares: optimizer, schedule, clipping, and token-correct losses."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
@@ -10,17 +8,11 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lit_llm.errors import UserError
 from lit_llm.modules.schedules import Schedule
 from lit_llm.strategies.clipping import clip_grad_norm_
-
-
-def adamw(params: Iterable[Any]) -> torch.optim.Optimizer:
-    """AdamW as language models are pre-trained with it (Brown et al. 2020, appendix B)."""
-    return torch.optim.AdamW(
-        params, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True
-    )
 
 
 class BaseModule(LightningModule):
@@ -34,12 +26,10 @@ class BaseModule(LightningModule):
         schedule: The learning rate over the run.
     """
 
-    def __init__(
-        self, optimizer: OptimizerCallable | None = None, schedule: Schedule | None = None
-    ) -> None:
+    def __init__(self, optimizer: OptimizerCallable, schedule: Schedule) -> None:
         super().__init__()
-        self.optimizer_factory = optimizer or adamw
-        self.schedule = schedule or Schedule()
+        self.optimizer_factory = optimizer
+        self.schedule = schedule
         self._window_tokens: Tensor | None = None
 
     # ----- the token-correct loss ---------------------------------------------------------------
@@ -91,17 +81,17 @@ class BaseModule(LightningModule):
         Counted here, as reading ``trainer.estimated_stepping_batches`` builds the data loaders
         early, which loses the state of resumable ones.
         """
-        if self.trainer.max_steps > 0:
-            return int(self.trainer.max_steps)
         datamodule: Any = self.trainer.datamodule
-        epochs = self.trainer.max_epochs
-        if epochs is None or epochs < 0 or datamodule is None:
+        max_steps, epochs = self.trainer.max_steps, self.trainer.max_epochs or -1
+        if epochs < 0 or datamodule is None:
+            if max_steps > 0:
+                return int(max_steps)
             raise UserError(
                 "the run has no end, so the learning-rate schedule has no horizon; "
                 "set --trainer.max_steps or --trainer.max_epochs"
             )
         steps = math.ceil(datamodule.batches_per_epoch / self.trainer.accumulate_grad_batches)
-        return int(steps * epochs)
+        return int(min(steps * epochs, max_steps if max_steps > 0 else steps * epochs))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer over decay groups and a schedule that steps with every update."""
@@ -129,8 +119,19 @@ class BaseModule(LightningModule):
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        parameters = (p for group in optimizer.param_groups for p in group["params"])
-        self.log("train/grad_norm", clip_grad_norm_(parameters, gradient_clip_val))
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise UserError(
+                "16-mixed scales the gradients, and a fused optimizer takes them unscaled only "
+                "after they would be clipped; set fused: false, or use bf16-mixed"
+            )
+        root = self.trainer.strategy.model
+        if isinstance(root, FullyShardedDataParallel):  # knows which rank holds what
+            norm = root.clip_grad_norm_(gradient_clip_val or math.inf)
+        else:
+            parameters = (p for group in optimizer.param_groups for p in group["params"])
+            norm = clip_grad_norm_(parameters, gradient_clip_val)
+        self.log("train/grad_norm", norm)
 
     # ----- checkpoints --------------------------------------------------------------------------
 
@@ -186,9 +187,3 @@ def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
-
-def plain(value: Any) -> Any:
-    """Turn dataclasses into dictionaries, so that checkpoints hold nothing but plain data."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    return value

@@ -1,1 +1,1 @@
-"""What Lightning's strategies lack: one clipping rule and checkpoints that are whole or absent."""
+"""What Lightning lacks around a run: one clipping rule, whole checkpoints, memory kept on a CPU."""

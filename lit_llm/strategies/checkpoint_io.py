@@ -24,12 +24,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Save ``checkpoint`` at ``path``; a reader sees the old file or the new, never a part."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
+        for left_by_a_killed_save in target.parent.glob("*.ckpt.partial"):
+            left_by_a_killed_save.unlink(missing_ok=True)
         partial = target.with_name(target.name + ".partial")
         with partial.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

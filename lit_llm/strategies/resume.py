@@ -13,7 +13,7 @@ from lit_llm.strategies.checkpoint_io import read_checkpoint
 _FREE = re.compile(
     r"^(output_dir|export_dir|resume|config|logging|checkpoint|samples|throughput"
     r"|data\.(num_workers|cache_dir|val_.*)"
-    r"|trainer\.(?!accumulate_grad_batches|gradient_clip|precision|max_steps|max_epochs)\w+)(\.|$)"
+    r"|trainer\.(?!accumulate_grad_batches|gradient_clip|precision|max_steps|max_epochs|limit_train)\w+)(\.|$)"
 )
 
 
@@ -36,7 +36,13 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
         path = Path(resume)
         if not path.is_dir():
             read_checkpoint(path)
-        return path
+            return path
+        if any((path / name).exists() for name in (".metadata", "meta.pt", "checkpoint")):
+            return path  # sharded: its strategy checks it
+        found = find_checkpoint(path, "auto") or find_checkpoint(path / "checkpoints", "auto")
+        if found is None:
+            raise UserError(f"the folder {path} (--resume) holds no checkpoint; name a .ckpt file")
+        return found
     found = sorted(folder.glob("step=*.ckpt"))
     if not found:
         return None
@@ -54,6 +60,24 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
         )
         raise UserError(f"{error}; {offer}") from error
     return newest
+
+
+def put_aside_newer(folder: Path, chosen: Path | None) -> None:
+    """Move the checkpoints that a run will not go on from out of its way.
+
+    A later ``--resume auto`` would otherwise take up the run that was given up. They are kept in
+    ``replaced``, for nothing is deleted without being asked.
+
+    Args:
+        folder: The run's checkpoint folder.
+        chosen: The checkpoint that is resumed; ``None`` starts over.
+    """
+    if chosen is not None and chosen.parent.resolve() != folder.resolve():
+        return
+    for path in folder.glob("step=*.ckpt"):
+        if chosen is None or path.name > chosen.name:
+            (folder / "replaced").mkdir(exist_ok=True)
+            path.replace(folder / "replaced" / path.name)
 
 
 def _newest_whole(paths: list[Path]) -> Path | None:

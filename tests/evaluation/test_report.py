@@ -26,6 +26,8 @@ def test_a_resumed_run_replaces_what_it_did_again(tmp_path):
         ],
     )
     write_csv(tmp_path, 10, [{"step": 3, "train/loss": 3.0}])
+    (tmp_path / "metrics" / "version_11").mkdir()
+    (tmp_path / "metrics" / "version_11" / "metrics.csv").write_text("")
     assert read_metrics(tmp_path) == {
         "train/loss": [(1, 5.0), (2, 4.0), (3, 3.0)],
         "val/loss": [(2, 4.5)],

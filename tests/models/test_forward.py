@@ -201,6 +201,24 @@ def test_packed_logits_equal_unpacked_logits(tiny_model, model_type: str, attent
     assert (leaking - apart).abs().max() > 1e-2
 
 
+def test_registered_attention_gets_the_mask_or_is_refused(tiny_model) -> None:
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register("of_a_user", sdpa_attention_forward)
+    tokens = _tokens()
+    packed = {"position_ids": POSITIONS, "document_ids": DOCUMENTS}
+    model, plain = tiny_model("llama"), tiny_model("llama")
+    model.config._attn_implementation = "of_a_user"
+    with torch.no_grad():
+        apart = torch.cat([_logits(plain, part) for part in tokens.split(LENGTHS, dim=1)], dim=1)
+        torch.testing.assert_close(_logits(model, tokens, **packed), apart, rtol=1e-5, atol=1e-5)
+    sliding = tiny_model("mistral")
+    sliding.config._attn_implementation = "of_a_user"
+    with pytest.raises(UserError, match="of_a_user"):
+        hidden_states(sliding, tokens, **packed)
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])  # fused, and through full logits
 def test_packed_loss_isolates_documents(tiny_model, model_type: str) -> None:
     model = tiny_model(model_type)

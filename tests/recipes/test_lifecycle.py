@@ -1,0 +1,32 @@
+"""The life cycle through its ``main``: overrides by stage, stages resumed, the margin kept."""
+
+import lifecycle
+import pytest
+
+
+def test_stages_run_in_order_and_a_model_that_learned_nothing_fails(tmp_path, capsys):
+    """Two steps teach nothing, which the margin must notice."""
+    tiny = ["--pretrain.trainer.max_steps=2", "--pretrain.logging.wandb", "off"]
+    tiny += ["--pretrain.data.seq_len=32", "--pretrain.samples.max_new_tokens=2"]
+    tiny += ["--pretrain.trainer.limit_test_batches=2", "--tokenizer.vocab_size=300"]
+    with pytest.raises(SystemExit) as caught:
+        lifecycle.main([f"--output_dir={tmp_path}", *tiny])
+    assert caught.value.code == 1
+    assert "must be 15% below" in capsys.readouterr().err
+    for name in ("tokenizer/tokenizer.json", "pretrain/report.md", "pretrain/model/config.json"):
+        assert (tmp_path / name).exists()
+
+
+def test_the_margin_is_a_share_of_the_better_reference():
+    rows = {"unigram": {"bits_per_byte": 3.0}, "gzip": {"bits_per_byte": 2.0}}
+    lifecycle.check_margin({**rows, "after": {"bits_per_byte": 1.69}})
+    with pytest.raises(lifecycle.UserError, match="1.710 bits per byte"):
+        lifecycle.check_margin({**rows, "after": {"bits_per_byte": 1.71}})
+
+
+@pytest.mark.parametrize("args", [["--data.seq_len=3"], ["--pretrian.trainer.max_steps=3"], ["x"]])
+def test_settings_of_no_stage_are_refused(args, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        lifecycle.main([f"--output_dir={tmp_path}", *args])
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith("error: ")
