@@ -9,7 +9,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -25,7 +24,6 @@ from lit_llm.callbacks.samples import SampleContinuations
 from lit_llm.callbacks.throughput import Throughput
 from lit_llm.errors import UserError
 from lit_llm.strategies.checkpoint_io import AtomicCheckpointIO, read_checkpoint, write_text
-from lit_llm.strategies.cpu_memory import keep_freed_memory
 from lit_llm.strategies.resume import check_settings, find_checkpoint, put_aside_newer
 
 # What Lightning and its helpers say about themselves, or about a choice made here on purpose.
@@ -69,8 +67,6 @@ class RecipeCLI(LightningCLI):
         for message in _NOISE:
             warnings.filterwarnings("ignore", message="\\s*" + message, module=r"lightning.*")
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
-        if not torch.cuda.is_available():
-            keep_freed_memory()
         self._default_output_dir = output_dir
         self.results: dict[str, Any] = {}
         super().__init__(

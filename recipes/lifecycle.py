@@ -45,7 +45,7 @@ def main(args: list[str] | None = None) -> None:
     for name in names[names.index(chosen.first) : names.index(chosen.last) + 1]:
         print(f"\n=== {name} ===", flush=True)
         run = STAGES[name]([f"--config={CONFIGS / name}.yaml", *links[name], *changed[name]])
-        if name == "pretrain":
+        if run is not None:
             check_margin(run.results)
 
 

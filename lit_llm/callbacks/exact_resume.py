@@ -1,7 +1,7 @@
 """The state Lightning leaves out of checkpoints: random numbers, and the logger's run id."""
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 def rng_state() -> dict[str, Any]:
     """Take the state of every random generator of this process, as weights-only-loadable data."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", np.random.get_state())
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

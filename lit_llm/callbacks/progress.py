@@ -40,11 +40,11 @@ class Progress(RichProgressBar):
         if self.is_enabled:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             return
-        step = trainer.global_step
+        step, every = trainer.global_step, getattr(trainer, "log_every_n_steps")  # noqa: B009 - set after __init__
         if self._start is None:
             self._start = (time.monotonic(), step)
         boundary = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not boundary or step % trainer.log_every_n_steps or not trainer.is_global_zero:
+        if not boundary or step % every or not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
         line = f"step {step}"

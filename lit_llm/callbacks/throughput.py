@@ -66,7 +66,8 @@ class Throughput(Callback):
         self._tokens += int(mask.sum()) if mask is not None else batch["input_ids"].numel()
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if trainer.global_step % trainer.log_every_n_steps or self._since is None:
+        every = getattr(trainer, "log_every_n_steps")  # noqa: B009 - set after __init__
+        if trainer.global_step % every or self._since is None:
             return
         ranks = getattr(pl_module, "data_parallel_size", trainer.world_size)
         now = time.perf_counter()

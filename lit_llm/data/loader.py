@@ -71,8 +71,8 @@ class ResumableLoader:
         batches_done: Tells how many micro-batches of the epoch are behind, once the next one is
             asked for. Give Lightning's own count: the windows then end where it steps, even after a
             resume with another number of ranks. By default it follows from the cursor.
-        length: Micro-batches of an epoch; by default as many as one pass over the stream fills. A run
-            that is measured in steps is one epoch, so that progress and time left mean the run.
+        length: Micro-batches of an epoch; by default as many as one pass over the stream fills. A
+            run measured in steps is one epoch, so that progress and time left mean the run.
         max_batches: Cut the epoch to so many micro-batches (``trainer.limit_train_batches``).
         num_workers: Processes that prepare batches ahead; 0 does it in this one.
         seed: Seed of the workers.

@@ -85,9 +85,9 @@ def plot_curves(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
     rows = -(-max(1, len(panels)) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.1 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for index, (title, names) in enumerate(panels):
+    for index, (title, drawn) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
-        for name in names:
+        for name in drawn:
             steps, values = zip(*curves[name], strict=True)
             marker = "o" if len(steps) < 12 else None
             axes.plot(steps, values, label=name, linewidth=1.3, marker=marker, markersize=3)
@@ -95,7 +95,7 @@ def plot_curves(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
         axes.set_xlabel("optimizer step", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
-        if len(names) > 1:
+        if len(drawn) > 1:
             axes.legend(fontsize=7)
     figure.savefig(path, dpi=110)
 

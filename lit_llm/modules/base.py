@@ -81,7 +81,7 @@ class BaseModule(LightningModule):
         Counted here, as reading ``trainer.estimated_stepping_batches`` builds the data loaders
         early, which loses the state of resumable ones.
         """
-        datamodule: Any = self.trainer.datamodule
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
         max_steps, epochs = self.trainer.max_steps, self.trainer.max_epochs or -1
         if epochs < 0 or datamodule is None:
             if max_steps > 0:
@@ -93,7 +93,7 @@ class BaseModule(LightningModule):
         steps = math.ceil(datamodule.batches_per_epoch / self.trainer.accumulate_grad_batches)
         return int(min(steps * epochs, max_steps if max_steps > 0 else steps * epochs))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Build the optimizer over decay groups and a schedule that steps with every update."""
         optimizer = self.optimizer_factory(decay_groups(self))
         total = self.total_steps()
@@ -179,11 +179,11 @@ def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
         if isinstance(child, nn.Embedding)
         for parameter in child.parameters(recurse=False)
     }
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for parameter in module.parameters():
         if parameter.requires_grad:
             small = parameter.ndim < 2 or id(parameter) in embeddings
             (kept if small else decayed).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
-

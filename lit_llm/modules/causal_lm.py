@@ -155,7 +155,7 @@ class CausalLMModule(BaseModule):
             self.log(f"{stage}/{name}", value, prog_bar=name == "loss")
 
 
-def _model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _model_inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
     """Leave out what the batch carries for others: sources and token counts."""
     names = ("input_ids", "labels", "attention_mask", "position_ids", "document_ids")
     return {name: batch[name] for name in names if name in batch}

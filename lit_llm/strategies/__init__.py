@@ -1,1 +1,1 @@
-"""What Lightning lacks around a run: one clipping rule, whole checkpoints, memory kept on a CPU."""
+"""What Lightning lacks around a run: one clipping rule, and checkpoints that are whole or absent."""

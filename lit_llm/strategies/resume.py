@@ -39,10 +39,10 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
             return path
         if any((path / name).exists() for name in (".metadata", "meta.pt", "checkpoint")):
             return path  # sharded: its strategy checks it
-        found = find_checkpoint(path, "auto") or find_checkpoint(path / "checkpoints", "auto")
-        if found is None:
+        inside = find_checkpoint(path, "auto") or find_checkpoint(path / "checkpoints", "auto")
+        if inside is None:
             raise UserError(f"the folder {path} (--resume) holds no checkpoint; name a .ckpt file")
-        return found
+        return inside
     found = sorted(folder.glob("step=*.ckpt"))
     if not found:
         return None

@@ -43,7 +43,11 @@ def test_off_and_tensorboard(nobody, tmp_path):
 def test_a_resumed_run_stays_one_offline_run_with_its_table(tiny, tmp_path, monkeypatch):
     """The files are those that ``wandb sync`` reads: metrics, the samples' table, one run id."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    first = [f"--config={tiny / 'tiny.yaml'}", f"--output_dir={tmp_path}", "--logging.wandb=offline"]
+    first = [
+        f"--config={tiny / 'tiny.yaml'}",
+        f"--output_dir={tmp_path}",
+        "--logging.wandb=offline",
+    ]
     pretrain.main([*first, "--trainer.max_steps=4"])
     import wandb
 

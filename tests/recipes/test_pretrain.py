@@ -215,7 +215,7 @@ def test_stacked_configs_inherit_no_sources(tiny: Path, tmp_path: Path) -> None:
 
 
 def fails(capsys: pytest.CaptureFixture[str], args: list[str]) -> str:
-    """Run the recipe, which must end with one sentence and a non-zero exit; returns the sentence."""
+    """Run the recipe, which must end with one sentence and a non-zero exit: the sentence."""
     with pytest.raises(SystemExit) as caught:
         pretrain.main(args)
     assert caught.value.code not in (0, None)
