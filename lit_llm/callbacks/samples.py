@@ -109,7 +109,8 @@ def _beginnings(datamodule: Any, count: int = 3, characters: int = 60) -> list[s
     """Take the first words of some held-out documents as prompts."""
     prompts = []
     for text in datamodule.heldout_texts("validation"):
-        words = text[:characters].rsplit(" ", 1)[0].strip()
+        whole = len(text) <= characters
+        words = (text if whole else text[:characters].rsplit(" ", 1)[0]).strip()
         if words:
             prompts.append(words)
         if len(prompts) == count:

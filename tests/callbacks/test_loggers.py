@@ -63,7 +63,10 @@ def test_a_resumed_run_stays_one_offline_run_with_its_table(tiny, tmp_path, monk
         assert key in written
     command = [str(Path(sys.executable).with_name("wandb")), "sync", "--dry-run"]
     answer = subprocess.run(
-        [*command, *(str(file.parent) for file in files)], capture_output=True, text=True
+        [*command, *(str(file.parent.resolve()) for file in files)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert "Would sync 2 run(s)" in answer.stdout + answer.stderr
     tables = list(Path(tmp_path).glob("wandb/offline-run-*/files/media/table/samples*.json"))
