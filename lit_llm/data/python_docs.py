@@ -212,9 +212,9 @@ def _inspect(module: ModuleType, names: set[str]) -> Iterator[_Entry]:
         # A program may have put objects of its own into ``builtins`` or ``sys``.
         own = getattr(value, "__module__", None) in names
         # An alias, such as EnvironmentError for OSError, would repeat what it stands for; the
-        # hooks of sys are there to be replaced.
+        # hooks of sys are there to be replaced, and wandb replaces its exit.
         alias = getattr(value, "__name__", "") != name
-        if not own or alias or name.startswith("_") or name.endswith("hook"):
+        if not own or alias or name.startswith("_") or name.endswith(("hook", "exit")):
             continue
         if inspect.isbuiltin(value):
             yield from _inspect_function(name, value)

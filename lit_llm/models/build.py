@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lit_llm.errors import UserError
+from lit_llm.models.attention import BLOCKED, register_blocked_attention
 from lit_llm.models.buffers import keep_buffer_dtypes
 from lit_llm.models.config import BaseModelConfig
 from lit_llm.models.presets import preset_config
@@ -74,6 +75,8 @@ def build_model(
         eos_token_id=eos_token_id,
         seq_len=seq_len,
     )
+    if config.attn_implementation == BLOCKED:
+        register_blocked_attention()
     options = {
         "dtype": getattr(torch, config.dtype),
         "attn_implementation": config.attn_implementation,

@@ -23,7 +23,8 @@ class BaseModelConfig:
             ``model_type``, fields that differ from the preset's.
         dtype: Data type of the weights. Mixed precision keeps float32 weights.
         attn_implementation: Attention of transformers: ``sdpa``, ``eager``, ``flash_attention_2``
-            or ``flex_attention``.
+            or ``flex_attention``; or ``blocked``, ours, which is faster than SDPA in bfloat16
+            training on a CPU and is SDPA everywhere else.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         compile: Compile every decoder block with ``torch.compile``.
         revision: Branch, tag or commit of a model on the Hub.

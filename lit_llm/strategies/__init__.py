@@ -1,1 +1,1 @@
-"""What Lightning lacks around a run: one clipping rule, and checkpoints that are whole or absent."""
+"""What Lightning lacks around a run: one clipping rule, checkpoints that are whole or absent."""
