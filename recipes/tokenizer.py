@@ -7,20 +7,13 @@
 Held-out documents (validation, test) are left out, and bytes per token are measured on validation.
 """
 
-from collections import defaultdict
-from itertools import chain
-
 from jsonargparse import ArgumentParser
 
 from lit_llm.console import recipe
-from lit_llm.data.cleaning import Cleaning, CleaningReport, clean_documents
-from lit_llm.data.deduplication import (
-    Deduplication,
-    DeduplicationReport,
-    deduplicate_documents,
-)
-from lit_llm.data.sources import Source, as_sources, read_documents
-from lit_llm.data.splits import assign_split
+from lit_llm.data.cleaning import Cleaning
+from lit_llm.data.deduplication import Deduplication
+from lit_llm.data.sources import Source, as_sources
+from lit_llm.data.splits import split_corpus
 from lit_llm.data.tokenizer import bytes_per_token, save_tokenizer, train_tokenizer
 
 CLEANING, DEDUPLICATION = Cleaning(), Deduplication()
@@ -47,23 +40,22 @@ def run(
         cleaning: How documents are cleaned.
         deduplication: Which documents count as the same.
     """
-    cleaned, deduplicated = CleaningReport(), DeduplicationReport()
-    raw = chain.from_iterable(map(read_documents, as_sources(sources)))
-    clean = clean_documents(raw, cleaning, cleaned)
-    documents = deduplicate_documents(clean, deduplication, deduplicated)
-    texts = defaultdict(list)
-    for document in documents:
-        split = assign_split(document.text, val_fraction=val_fraction, test_fraction=test_fraction)
-        texts[split].append(document.text)
-    print(f"{cleaned}\n{deduplicated}", flush=True)
+    corpus = split_corpus(
+        as_sources(sources),
+        cleaning,
+        deduplication,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+    )
+    print(f"{corpus.cleaning}\n{corpus.deduplication}", flush=True)
 
-    tokenizer = train_tokenizer(texts["train"], vocab_size)
+    tokenizer = train_tokenizer(corpus.texts("train"), vocab_size)
     folder = save_tokenizer(tokenizer, output_dir)
     print(f"{len(tokenizer):,} tokens (asked for {vocab_size:,}) saved to {folder}")
     special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
     print("special tokens: " + ", ".join(f"{token} = {index}" for token, index in special))
-    if texts["validation"]:
-        compression = bytes_per_token(tokenizer, texts["validation"])
+    if held_out := corpus.texts("validation"):
+        compression = bytes_per_token(tokenizer, held_out)
         print(f"bytes per token on held-out text (validation): {compression:.3f}")
     else:
         print("no document fell into validation: bytes per token are not measured")

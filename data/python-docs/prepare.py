@@ -5,17 +5,16 @@ python data/python-docs/prepare.py --path other.md
 python data/python-docs/prepare.py --tokenizer runs/tokenizer
 """
 
-from collections import defaultdict
 from pathlib import Path
 
 from jsonargparse import auto_cli
 
 from lit_llm.console import recipe
 from lit_llm.data.card import CorpusCard, SplitCount, write_card
-from lit_llm.data.cleaning import Cleaning, CleaningReport, clean_documents
-from lit_llm.data.deduplication import Deduplication, DeduplicationReport, deduplicate_documents
-from lit_llm.data.sources import Source, documents_sha256, read_documents
-from lit_llm.data.splits import assign_split
+from lit_llm.data.cleaning import Cleaning
+from lit_llm.data.deduplication import Deduplication
+from lit_llm.data.sources import Source, documents_sha256
+from lit_llm.data.splits import split_corpus
 
 DESCRIPTION = """
 The documentation that comes with every Python: the docstrings of the standard library's public
@@ -36,33 +35,28 @@ def run(path: str = str(Path(__file__).with_name("card.md")), tokenizer: str | N
         path: File to write.
         tokenizer: Folder or Hub name of a tokenizer, to count tokens; none leaves them out.
     """
-    cleaned, deduplicated = CleaningReport(), DeduplicationReport()
-    documents = clean_documents(read_documents(Source("python-docs")), Cleaning(), cleaned)
-    corpus = list(deduplicate_documents(documents, Deduplication(), deduplicated))
+    corpus = split_corpus([Source("python-docs")], Cleaning(), Deduplication())
     splits = {name: SplitCount() for name in ("train", "validation", "test")}
-    texts: dict[str, list[str]] = defaultdict(list)
-    for document in corpus:
-        split = assign_split(document.text)
-        splits[split].add(document.text)
-        texts[split].append(document.text)
+    for name, document in corpus.documents:
+        splits[name].add(document.text)
     if tokenizer:
         from lit_llm.data.tokenizer import load_tokenizer
 
         loaded = load_tokenizer(tokenizer)
         for name, count in splits.items():
-            count.tokens = sum(len(loaded(text)["input_ids"]) for text in texts[name])
+            count.tokens = sum(len(loaded(text)["input_ids"]) for text in corpus.texts(name))
     card = CorpusCard(
         name="python-docs",
         description=DESCRIPTION,
         sources=["python-docs"],
-        documents=len(corpus),
+        documents=len(corpus.documents),
         bytes=sum(count.bytes for count in splits.values()),
         tokens=sum(count.tokens or 0 for count in splits.values()) if tokenizer else None,
         tokenizer=tokenizer,
-        sha256=documents_sha256(corpus),
+        sha256=documents_sha256(document for _, document in corpus.documents),
         splits=splits,
-        cleaning=cleaned,
-        deduplication=deduplicated,
+        cleaning=corpus.cleaning,
+        deduplication=corpus.deduplication,
     )
     print(f"wrote {write_card(path, card)}")
 

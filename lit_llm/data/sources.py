@@ -58,7 +58,8 @@ class Source:
             is cut at blank lines into documents of about 10 kB.
         subset: Configuration of a data set on the Hub.
         split: Split of a data set on the Hub.
-        revision: Branch, tag or commit of a data set on the Hub; a commit makes runs repeatable.
+        revision: Branch, tag or commit of a data set on the Hub; a commit makes runs repeatable,
+            and a corpus that was prepared once usable without the network.
         streaming: Read a data set of the Hub while downloading, without a copy on disk.
         max_documents: Read at most that many documents.
         max_bytes: Stop before the document that would make the text longer than that many bytes of

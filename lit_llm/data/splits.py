@@ -1,9 +1,15 @@
 """Splits by document, from the hash of its text alone."""
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
-from lit_llm.data.cleaning import normalized_key
+from lit_llm.data.cleaning import Cleaning, CleaningReport, clean_documents, normalized_key
+from lit_llm.data.deduplication import Deduplication, DeduplicationReport, deduplicate_documents
+from lit_llm.data.files import Document
+from lit_llm.data.sources import Source, read_documents
 from lit_llm.errors import UserError
 
 Split = Literal["train", "validation", "test"]
@@ -37,6 +43,56 @@ def assign_split(
     if position < test_fraction:
         return "test"
     return "validation" if position < test_fraction + val_fraction else "train"
+
+
+@dataclass
+class SplitCorpus:
+    """A corpus in memory, split by document.
+
+    Attributes:
+        documents: All documents in order, each with its split.
+        cleaning: What cleaning did.
+        deduplication: What deduplication removed.
+    """
+
+    documents: list[tuple[Split, Document]] = field(default_factory=list)
+    cleaning: CleaningReport = field(default_factory=CleaningReport)
+    deduplication: DeduplicationReport = field(default_factory=DeduplicationReport)
+
+    def texts(self, split: Split) -> list[str]:
+        """Texts of a split, in order."""
+        return [document.text for own, document in self.documents if own == split]
+
+
+def split_corpus(
+    sources: Iterable[Source],
+    cleaning: Cleaning,
+    deduplication: Deduplication,
+    *,
+    val_fraction: float = 0.05,
+    test_fraction: float = 0.05,
+) -> SplitCorpus:
+    """Read, clean, deduplicate and split sources that fit in memory.
+
+    The documents fall into the splits that a data module with the same settings gives them.
+
+    Args:
+        sources: Where the text comes from.
+        cleaning: How documents are cleaned.
+        deduplication: Which documents count as the same.
+        val_fraction: Expected share of documents in validation.
+        test_fraction: Expected share of documents in test.
+
+    Raises:
+        UserError: A source cannot be read, or a fraction makes no sense.
+    """
+    corpus = SplitCorpus()
+    raw = chain.from_iterable(map(read_documents, sources))
+    clean = clean_documents(raw, cleaning, corpus.cleaning)
+    for document in deduplicate_documents(clean, deduplication, corpus.deduplication):
+        split = assign_split(document.text, val_fraction=val_fraction, test_fraction=test_fraction)
+        corpus.documents.append((split, document))
+    return corpus
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> None:

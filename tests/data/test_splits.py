@@ -61,3 +61,30 @@ def test_equal_texts_are_never_apart(text, seed):
 def test_bad_fractions(val, test):
     with pytest.raises(UserError, match="must not be negative and must leave something"):
         assign_split("x", val_fraction=val, test_fraction=test)
+
+
+def test_a_corpus_is_read_cleaned_deduplicated_and_split(tmp_path):
+    from lit_llm.data.cleaning import Cleaning
+    from lit_llm.data.deduplication import Deduplication
+    from lit_llm.data.sources import Source
+    from lit_llm.data.splits import split_corpus
+
+    lines = [f"line {number}" for number in range(200)]
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join([*lines, "LINE  7", "x"]))
+    corpus = split_corpus(
+        [Source(str(path), documents="lines")],
+        Cleaning(min_characters=3),
+        Deduplication(),
+        val_fraction=0.2,
+        test_fraction=0.1,
+    )
+    assert [document.text for _, document in corpus.documents] == lines
+    for split in ("train", "validation", "test"):
+        expected = [
+            line
+            for line in lines
+            if assign_split(line, val_fraction=0.2, test_fraction=0.1) == split
+        ]
+        assert corpus.texts(split) == expected
+        assert expected
