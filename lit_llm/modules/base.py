@@ -105,6 +105,20 @@ class BaseModule(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1},
         }
 
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Any = None,
+    ) -> None:
+        """Free the gradients right after the step.
+
+        Lightning would do so only after the next forward pass, where memory is at its peak.
+        """
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the learning rate of this update; after it the schedule has moved on."""
         self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
