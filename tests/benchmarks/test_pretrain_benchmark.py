@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks import parts
 from benchmarks.pretrain import main, table
 
 
@@ -45,3 +46,15 @@ def test_an_unknown_reference_is_refused(capsys):
 def test_a_contestant_that_fails_ends_the_run_with_its_message():
     with pytest.raises(SystemExit, match=r"(?s)nobody failed:.*invalid choice"):
         main(["--size", "tiny", "--rounds", "1", "--contestants", "nobody"])
+
+
+def test_the_parts_of_a_step_are_timed(capsys, monkeypatch):
+    for name, value in {"LENGTH": 8, "TOKENS": 32, "VOCABULARY": 64}.items():
+        monkeypatch.setattr(parts, name, value)
+
+    parts.main(["--repeats", "1"])
+
+    printed = capsys.readouterr().out
+    assert printed.count("GFLOP/s") >= 7 * 3 + 5
+    assert "blocked_causal_attention" in printed
+    assert "full logits" in printed
