@@ -1,29 +1,22 @@
-"""Documents from local files: .txt, .md, .jsonl and .parquet, plain or with .gz or .zst.
+"""Local files: found by a path, a folder or a glob, and read as a stream of bytes or lines.
 
 Everything is read as a stream of bytes and decoded line by line, so that a mistake in a file can be
 told with its line or byte offset, and a file larger than the memory can be read.
 """
 
+import contextlib
 import glob as globbing
 import gzip
 import io
-import json
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from lit_llm.errors import UserError
 
-FORMATS = (".txt", ".md", ".jsonl", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
-SUPPORTED = f"{', '.join(FORMATS)}, each also with {' or '.join(COMPRESSIONS)}"
-
-SMALL_FILE = 100_000
-CUT_SIZE = 10_000
-
-DocumentUnit = Literal["auto", "file", "paragraphs", "lines"]
 
 
 class Document(NamedTuple):
@@ -39,12 +32,12 @@ class Document(NamedTuple):
     origin: str
 
 
-def file_format(path: str | Path) -> str | None:
-    """Format of a file by its name: one of ``FORMATS``, or None when it is not one we read."""
+def file_format(path: str | Path, formats: tuple[str, ...]) -> str | None:
+    """Format of a file by its name: one of ``formats``, or None when it is none of them."""
     name = str(path).lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
-    return next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
+    return next((suffix for suffix in formats if name.endswith(suffix)), None)
 
 
 def is_glob(path: str) -> bool:
@@ -52,11 +45,15 @@ def is_glob(path: str) -> bool:
     return globbing.has_magic(path)
 
 
-def list_files(path: str) -> list[tuple[str, Path]]:
+def list_files(path: str, formats: tuple[str, ...]) -> list[tuple[str, Path]]:
     """Readable files behind a file name, a folder (recursive) or a glob, by relative name.
 
     Hidden files and folders (leading dot) inside a folder are left out, and so are links to
     folders.
+
+    Args:
+        path: The file, folder or glob.
+        formats: Endings of the files that can be read, compressed or not.
 
     Returns:
         Pairs of the name relative to the given folder (or to the part of the glob before its first
@@ -65,10 +62,11 @@ def list_files(path: str) -> list[tuple[str, Path]]:
     Raises:
         UserError: When nothing is there, or nothing of a readable format.
     """
+    supported = f"{', '.join(formats)}, each also with {' or '.join(COMPRESSIONS)}"
     local = Path(path).expanduser()
     if local.is_file():
-        if file_format(local) is None:
-            raise UserError(f"{path}: cannot tell the format of this file; use {SUPPORTED}.")
+        if file_format(local, formats) is None:
+            raise UserError(f"{path}: cannot tell the format of this file; use {supported}.")
         return [(local.name, local)]
     if local.is_dir():
         root, found = local, _walk(local)
@@ -80,31 +78,23 @@ def list_files(path: str) -> list[tuple[str, Path]]:
             raise UserError(f"{path}: no file matches this pattern.")
     else:
         raise UserError(f"{path}: no such file or folder.")
-    readable = [(file.relative_to(root).as_posix(), file) for file in found if file_format(file)]
+    readable = [
+        (file.relative_to(root).as_posix(), file) for file in found if file_format(file, formats)
+    ]
     if not readable:
-        raise UserError(f"{path}: holds no file of a format that can be read ({SUPPORTED}).")
+        raise UserError(f"{path}: holds no file of a format that can be read ({supported}).")
     return sorted(readable)
 
 
-def read_file(path: Path, *, field: str, documents: DocumentUnit) -> Iterator[Document]:
-    """Read one file as documents, in its order; texts of only white space are left out.
-
-    Args:
-        path: A file with a name that ``file_format`` knows.
-        field: Column or key that holds the text (.jsonl, .parquet).
-        documents: How a .txt or .md file becomes documents, see ``Source``.
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what can go wrong while bytes of a file are read into one sentence.
 
     Raises:
-        UserError: With the file and the line (or row, or byte offset), when something cannot be
-            read.
+        UserError: When the file cannot be opened or read, or is not compressed as its name says.
     """
-    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
     try:
-        if reader := readers.get(file_format(path) or ""):
-            found = reader(path, field)
-        else:
-            found = _read_text(path, documents)
-        yield from (document for document in found if document.text and not document.text.isspace())
+        yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
             f"{path}: the compressed file is cut short or damaged ({error})."
@@ -181,8 +171,12 @@ def _glob_root(pattern: Path) -> Path:
     return Path(*parts[:first])
 
 
-def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines (from 1) with their end, split at line feeds only, CRLF turned into LF."""
+def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines (from 1) with their end, split at line feeds only, CRLF turned into LF.
+
+    Raises:
+        UserError: With line and offset, for bytes that are not UTF-8.
+    """
     offset = 0
     with open_bytes(path) as file:
         for number, line in enumerate(file, start=1):
@@ -196,122 +190,3 @@ def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
             offset += len(line)
             text = text.removeprefix("\ufeff") if number == 1 else text
             yield number, f"{text[:-2]}\n" if text.endswith("\r\n") else text
-
-
-def _read_text(path: Path, documents: DocumentUnit) -> Iterator[Document]:
-    if documents == "lines":
-        for number, line in _decoded_lines(path):
-            yield Document(line.rstrip("\n"), f"{path}:{number}")
-        return
-    sizes = {"paragraphs": 0, "auto": CUT_SIZE, "file": None}
-    size = sizes[documents]
-    if documents == "auto" and _is_small(path):
-        size = None
-    yield from _cut_at_blank_lines(path, size)
-
-
-def _is_small(path: Path) -> bool:
-    with open_bytes(path) as file:
-        left = SMALL_FILE + 1
-        while left > 0 and (block := file.read(left)):
-            left -= len(block)
-    return left > 0
-
-
-def _cut_at_blank_lines(path: Path, size: int | None) -> Iterator[Document]:
-    """Greedy from the start, so that text added at the end moves no earlier cut.
-
-    A document ends at the first blank line once it has ``size`` bytes, and where no blank line
-    comes at the first line end after twice that size (not for paragraphs, size 0). None: never cut.
-    """
-    lines: list[str] = []
-    length, start = 0, 1
-    for number, line in _decoded_lines(path):
-        blank = not line.strip()
-        if not lines:
-            if blank and size is not None:
-                continue
-            start = number
-        lines.append(line)
-        length += len(line.encode())
-        if size is not None and ((blank and length > size) or (size and length > 2 * size)):
-            yield Document("".join(lines).rstrip("\n"), f"{path}:{start}")
-            lines, length = [], 0
-    yield Document("".join(lines).rstrip("\n"), f"{path}:{start}")
-
-
-def _read_jsonl(path: Path, field: str) -> Iterator[Document]:
-    for number, line in _decoded_lines(path):
-        if not line.strip():
-            continue
-        origin = f"{path}:{number}"
-        try:
-            record = json.loads(line.rstrip("\n"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{origin}: is not JSON ({error}); .jsonl wants one object a line."
-            ) from error
-        if not isinstance(record, dict):
-            raise UserError(
-                f"{origin}: is JSON but not an object like {{{json.dumps(field)}: ...}}."
-            )
-        yield Document(text_of(record, field, origin), origin)
-
-
-def text_of(record: dict[str, Any], field: str, origin: str) -> str:
-    """Text of a record.
-
-    Raises:
-        UserError: When the field is missing (naming those that exist), no string, or no Unicode
-            text.
-    """
-    if field not in record:
-        names = ", ".join(repr(name) for name in record) or "none"
-        raise UserError(f"{origin}: has no field {field!r}; its fields are: {names}.")
-    text = record[field]
-    if not isinstance(text, str):
-        raise UserError(f"{origin}: field {field!r} is {_json_type(text)}, not a string.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{origin}: field {field!r} holds half of a surrogate pair at character {error.start}, "
-            "which is not Unicode text."
-        ) from error
-    return text
-
-
-def _json_type(value: object) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-    }
-    return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")
-
-
-def _read_parquet(path: Path, field: str) -> Iterator[Document]:
-    import pyarrow
-    import pyarrow.parquet
-
-    compressed = path.name.lower().endswith(COMPRESSIONS)
-    try:
-        # Parquet is read from its end, so a compressed one has to be unpacked in memory.
-        with open_bytes(path) as file:
-            table = pyarrow.parquet.ParquetFile(
-                pyarrow.py_buffer(file.read()) if compressed else file
-            )
-            names = table.schema_arrow.names
-            if field not in names:
-                text_of(dict.fromkeys(names), field, str(path))
-            row = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[field]):
-                for value in batch.column(0):
-                    row += 1
-                    origin = f"{path}:{row}"
-                    yield Document(text_of({field: value.as_py()}, field, origin), origin)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: is not a readable parquet file ({reason}).") from error

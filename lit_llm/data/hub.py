@@ -1,9 +1,9 @@
-"""Documents from a data set on the Hugging Face Hub."""
+"""Records from a data set on the Hugging Face Hub."""
 
 import re
 from collections.abc import Iterator
 
-from lit_llm.data.files import Document, text_of
+from lit_llm.data.record_formats import Record, without_nulls
 from lit_llm.errors import UserError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -12,43 +12,32 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def read_hub(
     path: str,
     *,
-    field: str = "text",
     subset: str | None = None,
     split: str = "train",
     revision: str | None = None,
     streaming: bool = True,
-) -> Iterator[Document]:
+) -> Iterator[Record]:
     """Read a data set with ``datasets.load_dataset``; code from the Hub is never run.
 
     Args:
         path: Name of the data set, ``"owner/name"`` or ``"name"``.
-        field: Column that holds the text.
         subset: Configuration of the data set.
         split: Split to read.
         revision: Branch, tag or commit.
         streaming: Read while downloading, without a copy on disk.
 
     Raises:
-        UserError: When the Hub does not answer or does not know the data set, subset or split, and
-            for a record without the field.
+        UserError: When the Hub does not answer or does not know the data set, subset or split.
     """
     try:
         import datasets
 
-        records = iter(
-            datasets.load_dataset(
-                path, name=subset, split=split, revision=revision, streaming=streaming
-            )
+        records = datasets.load_dataset(
+            path, name=subset, split=split, revision=revision, streaming=streaming
         )
-        row = 0
-        while (record := next(records, None)) is not None:
-            row += 1
-            origin = f"{path}/{split}:{row}"
-            document = Document(text_of(record, field, origin), origin)
-            if document.text and not document.text.isspace():
-                yield document
-    except UserError:
-        raise
+        for row, record in enumerate(records, start=1):
+            data = {name: without_nulls(value) for name, value in record.items()}
+            yield Record(data, f"{path}/{split}:{row}")
     # The Hub client, its transport and every file format raise errors of their own.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__

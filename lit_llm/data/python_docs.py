@@ -232,7 +232,7 @@ def _inspect_function(name: str, function: object) -> Iterator[_Entry]:
         return
     try:
         signature = str(inspect.signature(function))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         signature = ""
     # An address in a default would make the text differ from run to run.
     signature = "" if " at 0x" in signature else signature

@@ -6,31 +6,28 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar, overload
 
-from lit_llm.data.files import (
-    COMPRESSIONS,
-    FORMATS,
-    Document,
-    DocumentUnit,
-    file_format,
-    is_glob,
-    list_files,
-    read_file,
-)
+from lit_llm.data.files import COMPRESSIONS, Document, file_format, is_glob, list_files
 from lit_llm.data.hub import hub_commit, read_hub
+from lit_llm.data.record_formats import Record, text_of
+from lit_llm.data.text_formats import TEXT_FORMATS, DocumentUnit, read_text_file
 from lit_llm.errors import UserError
 
 __all__ = [
     "PYTHON_DOCS",
+    "DataSource",
     "Document",
     "Source",
     "as_sources",
+    "content_fingerprint",
     "documents_sha256",
     "read_documents",
+    "read_hub_source",
     "source_fingerprint",
+    "source_kind",
     "source_labels",
 ]
 
@@ -42,41 +39,32 @@ _PLAIN_STEMS = {"train", "training", "valid", "validation", "val", "test", "data
 
 
 @dataclass(frozen=True)
-class Source:
-    """One source of text.
+class DataSource:
+    """What every kind of source has in common; the kinds say what they read.
 
     Args:
-        path: ``python-docs`` (the documentation that comes with this Python), a local file, folder
-            or glob (.txt, .md, .jsonl, .parquet, each also with .gz or .zst), or the name of a data
-            set on the Hugging Face Hub.
-        weight: Share of the training tokens drawn from this source, relative to the other weights;
-            none means in proportion to its tokens.
+        path: ``python-docs``, a local file, folder or glob, or the name of a data set on the
+            Hugging Face Hub.
+        weight: Share of the training drawn from this source, relative to the other weights.
         name: Name in logs and reports; none derives one from the path.
-        field: Key or column that holds the text, for .jsonl, .parquet and the Hub.
-        documents: How a .txt or .md file becomes documents: ``file`` (one), ``paragraphs`` (cut at
-            blank lines), ``lines``, or ``auto``: a file up to 100 kB is one document, a larger one
-            is cut at blank lines into documents of about 10 kB.
         subset: Configuration of a data set on the Hub.
         split: Split of a data set on the Hub.
-        revision: Branch, tag or commit of a data set on the Hub; a commit makes runs repeatable,
-            and a corpus that was prepared once usable without the network.
+        revision: Branch, tag or commit of a data set on the Hub.
         streaming: Read a data set of the Hub while downloading, without a copy on disk.
-        max_documents: Read at most that many documents.
-        max_bytes: Stop before the document that would make the text longer than that many bytes of
-            UTF-8.
     """
 
     path: str
     weight: float | None = None
     name: str | None = None
-    field: str = "text"
-    documents: DocumentUnit = "auto"
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
     streaming: bool = True
-    max_documents: int | None = None
-    max_bytes: int | None = None
+
+    # Of the kind, not of one source: what it reads, from which files, and its limits.
+    content: ClassVar[str] = "data"
+    formats: ClassVar[tuple[str, ...]] = TEXT_FORMATS
+    limits: ClassVar[tuple[str, ...]] = ()
 
     @property
     def label(self) -> str:
@@ -90,61 +78,127 @@ class Source:
         ]
         if not parts:
             return "files"
-        stem = _without_endings(parts[-1]) if file_format(parts[-1]) else parts[-1]
+        known = file_format(parts[-1], self.formats)
+        stem = self._without_endings(parts[-1]) if known else parts[-1]
         return "-".join([*parts[-2:-1], stem]) if stem.lower() in _PLAIN_STEMS else stem
 
+    def _without_endings(self, name: str) -> str:
+        for ending in COMPRESSIONS + self.formats:
+            name = name[: -len(ending)] if name.lower().endswith(ending) else name
+        return name
 
+    # Not in __post_init__: where a source is one of several types allowed, jsonargparse would bury
+    # the sentence.
+    def check(self) -> None:
+        """Check what can be checked without reading.
+
+        Raises:
+            UserError: When a value makes no sense.
+        """
+        if not self.path:
+            raise UserError(
+                "a source needs a path: 'python-docs', a file, folder or glob, or a Hub name."
+            )
+        if self.weight is not None and not (self.weight > 0 and math.isfinite(self.weight)):
+            raise UserError(
+                f"source {self.path}: weight {self.weight} must be above 0; "
+                "leave a source out to give it no weight."
+            )
+        for option in self.limits:
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise UserError(f"source {self.path}: {option} {value} must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Source(DataSource):
+    """One source of text.
+
+    Args:
+        path: ``python-docs`` (the documentation that comes with this Python), a local file, folder
+            or glob (.txt, .md, .jsonl, .parquet, each also with .gz or .zst), or the name of a data
+            set on the Hugging Face Hub.
+        weight: Share of the training tokens drawn from this source, relative to the other weights;
+            none means in proportion to its tokens.
+        name: Name in logs and reports; none derives one from the path.
+        subset: Configuration of a data set on the Hub.
+        split: Split of a data set on the Hub.
+        revision: Branch, tag or commit of a data set on the Hub; a commit makes runs repeatable,
+            and a corpus that was prepared once usable without the network.
+        streaming: Read a data set of the Hub while downloading, without a copy on disk.
+        field: Key or column that holds the text, for .jsonl, .parquet and the Hub.
+        documents: How a .txt or .md file becomes documents: ``file`` (one), ``paragraphs`` (cut at
+            blank lines), ``lines``, or ``auto``: a file up to 100 kB is one document, a larger one
+            is cut at blank lines into documents of about 10 kB.
+        max_documents: Read at most that many documents.
+        max_bytes: Stop before the document that would make the text longer than that many bytes of
+            UTF-8.
+    """
+
+    field: str = "text"
+    documents: DocumentUnit = "auto"
+    max_documents: int | None = None
+    max_bytes: int | None = None
+
+    content = "text"
+    limits = ("max_documents", "max_bytes")
+
+
+AnySource = TypeVar("AnySource", bound=DataSource)
+
+
+@overload
 def as_sources(
-    sources: "str | Source | dict[str, Any] | Iterable[str | Source | dict[str, Any]]",
-) -> list[Source]:
-    """Sources from a configuration: a path, a ``Source``, its fields, or a list of these.
+    sources: str | Source | dict[str, Any] | Iterable[str | Source | dict[str, Any]],
+) -> list[Source]: ...
+
+
+@overload
+def as_sources(
+    sources: str | AnySource | dict[str, Any] | Iterable[str | AnySource | dict[str, Any]],
+    kind: type[AnySource],
+) -> list[AnySource]: ...
+
+
+def as_sources(sources: Any, kind: type[Any] = Source) -> list[Any]:
+    """Sources from a configuration: a path, a source, its fields, or a list of these.
+
+    Args:
+        sources: What the configuration says.
+        kind: The kind of source that is wanted.
 
     Raises:
         UserError: When the list is empty, a field does not exist, or a value makes no sense.
     """
-    items = [sources] if isinstance(sources, str | Source | dict) else list(sources)
+    items = [sources] if isinstance(sources, str | DataSource | dict) else list(sources)
     if not items:
-        raise UserError("no source of text is given; 'python-docs' needs no file and no network.")
-    return [_checked(_as_source(item)) for item in items]
+        raise UserError(
+            f"no source of {kind.content} is given; 'python-docs' needs no file and no network."
+        )
+    found = [_as_source(item, kind) for item in items]
+    for source in found:
+        source.check()
+    return found
 
 
-def _as_source(item: str | Source | dict[str, Any]) -> Source:
-    if isinstance(item, Source):
+def _as_source(item: Any, kind: type[AnySource]) -> AnySource:
+    if isinstance(item, kind):
         return item
     try:
         # A list or mapping that does not parse as one reaches us as it was typed.
         if isinstance(item, str) and not item.lstrip().startswith(("[{", "{")):
-            return Source(item)
+            return kind(item)
         if isinstance(item, dict):
-            return Source(**item)
+            return kind(**item)
     except TypeError:
         pass
-    fields = ", ".join(Source.__dataclass_fields__)
+    names = ", ".join(field.name for field in fields(kind))
     raise UserError(
-        f"source {item!r} is not understood; a path is needed, and the fields are: {fields}."
+        f"source {item!r} is not understood; a path is needed, and the fields are: {names}."
     )
 
 
-# Not in __post_init__: where a source is one of several types allowed, jsonargparse would bury the
-# sentence.
-def _checked(source: Source) -> Source:
-    if not source.path:
-        raise UserError(
-            "a source needs a path: 'python-docs', a file, folder or glob, or a Hub name."
-        )
-    if source.weight is not None and not (source.weight > 0 and math.isfinite(source.weight)):
-        raise UserError(
-            f"source {source.path}: weight {source.weight} must be above 0; "
-            "leave a source out to give it no weight."
-        )
-    for option in ("max_documents", "max_bytes"):
-        value = getattr(source, option)
-        if value is not None and value < 1:
-            raise UserError(f"source {source.path}: {option} {value} must be at least 1.")
-    return source
-
-
-def source_labels(sources: Iterable[Source]) -> list[str]:
+def source_labels(sources: Iterable[DataSource]) -> list[str]:
     """Labels of several sources, made unique: a repeated one gets ``-2``, ``-3`` and so on.
 
     Raises:
@@ -163,6 +217,33 @@ def source_labels(sources: Iterable[Source]) -> list[str]:
         taken.add(label)
         labels.append(label)
     return labels
+
+
+def source_kind(source: DataSource) -> str:
+    """Where a source lies: ``python-docs``, ``hub`` or ``local``.
+
+    Raises:
+        UserError: When a value makes no sense, there or anywhere.
+    """
+    source.check()
+    path = source.path
+    if path == PYTHON_DOCS:
+        return "python-docs"
+    local = (
+        Path(path).expanduser().exists()
+        or is_glob(path)
+        or path.startswith(("./", "../", "/", "~", ".\\", "..\\"))
+        or path.lower().endswith(source.formats + COMPRESSIONS)
+        or not _HUB_NAME.fullmatch(path)
+        # "data/texts" is a name the Hub might know, but not beside a folder "data".
+        or ("/" in path and Path(path).parent.is_dir())
+    )
+    if local and (source.subset or source.revision):
+        raise UserError(
+            f"{path}: subset and revision belong to a data set on the Hub, "
+            "but this is a local path."
+        )
+    return "local" if local else "hub"
 
 
 def read_documents(source: Source) -> Iterator[Document]:
@@ -192,50 +273,34 @@ def read_documents(source: Source) -> Iterator[Document]:
 
 
 def _read_all(source: Source) -> Iterator[Document]:
-    kind = _kind(source)
+    kind = source_kind(source)
     if kind == "python-docs":
         from lit_llm.data.python_docs import collect_documents
 
         yield from collect_documents()
     elif kind == "hub":
-        yield from read_hub(
-            source.path,
-            field=source.field,
-            subset=source.subset,
-            split=source.split,
-            revision=source.revision,
-            streaming=source.streaming,
-        )
+        for data, origin in read_hub_source(source):
+            text = text_of(data, source.field, origin)
+            if text and not text.isspace():
+                yield Document(text, origin)
     else:
-        for _, file in list_files(source.path):
-            yield from read_file(file, field=source.field, documents=source.documents)
+        for _, file in list_files(source.path, source.formats):
+            yield from read_text_file(file, field=source.field, documents=source.documents)
 
 
-def _kind(source: Source) -> str:
-    path = _checked(source).path
-    if path == PYTHON_DOCS:
-        return "python-docs"
-    local = (
-        Path(path).expanduser().exists()
-        or is_glob(path)
-        or path.startswith(("./", "../", "/", "~", ".\\", "..\\"))
-        or path.lower().endswith(FORMATS + COMPRESSIONS)
-        or not _HUB_NAME.fullmatch(path)
-        # "data/texts" is a name the Hub might know, but not beside a folder "data".
-        or ("/" in path and Path(path).parent.is_dir())
+def read_hub_source(source: DataSource) -> Iterator[Record]:
+    """Read the records of a source that lies on the Hub.
+
+    Raises:
+        UserError: When the Hub does not answer or does not know the data set, subset or split.
+    """
+    return read_hub(
+        source.path,
+        subset=source.subset,
+        split=source.split,
+        revision=source.revision,
+        streaming=source.streaming,
     )
-    if local and (source.subset or source.revision):
-        raise UserError(
-            f"{path}: subset and revision belong to a data set on the Hub, "
-            "but this is a local path."
-        )
-    return "local" if local else "hub"
-
-
-def _without_endings(name: str) -> str:
-    for ending in COMPRESSIONS + FORMATS:
-        name = name[: -len(ending)] if name.lower().endswith(ending) else name
-    return name
 
 
 def documents_sha256(documents: Iterable[Document]) -> str:
@@ -258,18 +323,38 @@ def source_fingerprint(source: Source) -> str:
     Raises:
         UserError: When there is no such file, or a file cannot be read.
     """
-    kind = _kind(source)
-    limits = {"max_documents": source.max_documents, "max_bytes": source.max_bytes}
-    content: dict[str, Any] = {"kind": kind, **limits}
+    kind = source_kind(source)
+    settings: dict[str, Any] = {
+        "max_documents": source.max_documents,
+        "max_bytes": source.max_bytes,
+    }
     if kind == "python-docs":
-        content["sha256"] = documents_sha256(_read_all(source))
-    elif kind == "hub":
-        hub = ("path", "field", "subset", "split", "revision")
+        settings["sha256"] = documents_sha256(_read_all(source))
+    else:
+        settings["field"] = source.field
+    if kind == "local":
+        settings["documents"] = source.documents
+    return content_fingerprint(source, settings)
+
+
+def content_fingerprint(source: DataSource, settings: dict[str, Any]) -> str:
+    """SHA-256 of where a source lies, what is there, and the settings it is read with.
+
+    Args:
+        source: The source.
+        settings: What else decides what is read (JSON values); for ``python-docs`` its content too.
+
+    Raises:
+        UserError: When there is no such file, or a file cannot be read.
+    """
+    content: dict[str, Any] = {"kind": source_kind(source), **settings}
+    if content["kind"] == "hub":
+        hub = ("path", "subset", "split", "revision")
         content.update({option: getattr(source, option) for option in hub})
         content["commit"] = hub_commit(source.path, source.revision)
-    else:
-        content.update(field=source.field, documents=source.documents)
-        content["files"] = [[name, _file_sha256(file)] for name, file in list_files(source.path)]
+    elif content["kind"] == "local":
+        files = list_files(source.path, source.formats)
+        content["files"] = [[name, _file_sha256(file)] for name, file in files]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

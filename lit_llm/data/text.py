@@ -1,38 +1,34 @@
 """The data module of language modelling: sources of text in, packed blocks of tokens out."""
 
 import functools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Subset, default_collate
+from torch.utils.data import default_collate
 
 from lit_llm.data.card import CorpusCard
 from lit_llm.data.cleaning import Cleaning
 from lit_llm.data.corpus import CorpusSettings, corpus_card, corpus_report, corpus_summary
 from lit_llm.data.deduplication import Deduplication
-from lit_llm.data.loader import Batch, Cursor, ResumableLoader, held_out_loader
-from lit_llm.data.mixture import Mixture
-from lit_llm.data.packing import PackedBlocks, count_targets
+from lit_llm.data.loader import Batch
+from lit_llm.data.module import SampleDataModule
+from lit_llm.data.packing import PackedBlocks
 from lit_llm.data.sources import PYTHON_DOCS, Source, as_sources, source_labels
 from lit_llm.data.splits import Split, check_fractions
 from lit_llm.data.token_cache import TokenCache, open_cache, vocabulary_size
-from lit_llm.data.tokenizer import load_tokenizer, token_bytes
+from lit_llm.data.tokenizer import token_bytes
 from lit_llm.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _DEFAULT_SOURCES: list[Source | str] = [PYTHON_DOCS]
 _DEFAULT_CLEANING = Cleaning()
 _DEFAULT_DEDUPLICATION = Deduplication()
 
 
-class TextDataModule(pl.LightningDataModule):
+class TextDataModule(SampleDataModule):
     """Text for pre-training: cleaned, deduplicated, split, tokenised once, packed and mixed.
 
     Batches are dicts of long tensors: ``input_ids`` and ``labels`` (B, T), aligned (the model
@@ -90,54 +86,34 @@ class TextDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.tokenizer_path = tokenizer
-        self.sources = as_sources(sources)
+        own = as_sources(sources)
         self.val_sources = as_sources(val_sources) if val_sources else []
-        self.seq_len = seq_len
-        self.micro_batch_size = micro_batch_size
-        self.val_micro_batch_size = (
-            micro_batch_size if val_micro_batch_size is None else val_micro_batch_size
+        super().__init__(
+            tokenizer=tokenizer,
+            labels=source_labels([*own, *self.val_sources]),
+            sources=own,
+            micro_batch_size=micro_batch_size,
+            val_micro_batch_size=val_micro_batch_size,
+            num_workers=num_workers,
+            seed=seed,
         )
+        self.seq_len = seq_len
         self.isolate_documents = isolate_documents
         self.cache_dir = cache_dir
-        self.num_workers = num_workers
-        self.seed = seed
-        self._check()
+        self.check_least(seq_len=2)
         check_fractions(val_fraction, test_fraction)
         self.settings = CorpusSettings(
-            sources=self.sources,
+            sources=own,
             val_sources=self.val_sources,
             cleaning=cleaning,
             deduplication=deduplication,
             val_fraction=0.0 if self.val_sources else val_fraction,
             test_fraction=test_fraction,
         )
-        self.source_labels = source_labels(self.settings.all_sources)
-        self._cursor = Cursor()
         self._cache: TokenCache | None = None
         self._told = False
 
-    def _check(self) -> None:
-        least = {"seq_len": 2, "micro_batch_size": 1, "val_micro_batch_size": 1, "num_workers": 0}
-        for name, smallest in {**least, "seed": 0}.items():
-            if getattr(self, name) < smallest:
-                raise UserError(
-                    f"data: {name} is {getattr(self, name)}, it must be at least {smallest}."
-                )
-        weighted = [source.weight is not None for source in self.sources]
-        if any(weighted) and not all(weighted):
-            without = self.sources[weighted.index(False)].label
-            raise UserError(
-                f"data: source {without} has no weight but others have; give all a weight or none."
-            )
-
     # What the corpus is
-
-    @functools.cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer, loaded when it is first asked for."""
-        return load_tokenizer(self.tokenizer_path)
 
     @functools.cached_property
     def token_bytes(self) -> Tensor:
@@ -152,7 +128,7 @@ class TextDataModule(pl.LightningDataModule):
         return self._cache
 
     @functools.cached_property
-    def train_blocks(self) -> list[PackedBlocks]:
+    def train_parts(self) -> list[PackedBlocks]:
         """Training blocks of each source.
 
         Raises:
@@ -168,28 +144,11 @@ class TextDataModule(pl.LightningDataModule):
                 )
         return blocks
 
-    @functools.cached_property
-    def mixture(self) -> Mixture:
-        """The order of the training samples."""
-        return Mixture(
-            [len(blocks) for blocks in self.train_blocks],
-            self.weights,
-            seed=self.seed,
-            names=self.source_labels[: len(self.sources)],
-        )
-
-    @property
-    def weights(self) -> list[float] | None:
-        """Weight of each source, or None when they are drawn in proportion to their tokens."""
-        weights = [source.weight for source in self.sources if source.weight is not None]
-        return weights or None
-
     def tokens_seen(self) -> dict[str, int]:
         """Training tokens read so far from each source, over all ranks: T - 1 a sample."""
-        counts = self.mixture.counts(self._cursor.consumed)
         return {
             label: count * (self.seq_len - 1)
-            for label, count in zip(self.source_labels, counts, strict=False)
+            for label, count in zip(self.source_labels, self.samples_seen(), strict=False)
         }
 
     def token_counts(self, split: Split = "train") -> Tensor:
@@ -237,72 +196,12 @@ class TextDataModule(pl.LightningDataModule):
         if stage in (None, "fit"):
             _ = self.mixture
         if stage in (None, "fit", "validate"):
-            self._held_out("validation")
+            self.held_out_parts("validation")
         if stage in (None, "test"):
-            self._held_out("test")
+            self.held_out_parts("test")
 
-    def train_dataloader(self) -> ResumableLoader:
-        """Training micro-batches of this rank, from where the last run stopped."""
-        rank, world_size = self._place()
-        total = len(self.mixture) // (self.micro_batch_size * world_size)
-        if not total:
-            raise UserError(
-                f"data: the corpus has {len(self.mixture)} training samples of seq_len "
-                f"{self.seq_len}, fewer than one micro-batch of {self.micro_batch_size} on each of "
-                f"{world_size} devices; give more text or lower micro_batch_size or seq_len."
-            )
-        return ResumableLoader(
-            ConcatDataset(self.train_blocks),
-            self.mixture,
-            self._cursor,
-            micro_batch_size=self.micro_batch_size,
-            collate_fn=default_collate,
-            count_targets=count_targets,
-            accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
-            rank=rank,
-            world_size=world_size,
-            batches_done=self._batches_done if self.trainer else None,
-            length=self._run_length() or total,
-            max_batches=self._limit(self._run_length() or total),
-            num_workers=self.num_workers,
-            seed=self.seed,
-        )
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Micro-batches of a training epoch on each rank, ``limit_train_batches`` counted in."""
-        return self.train_dataloader().epoch_batches
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Validation micro-batches of this rank; none with ``val_fraction`` 0."""
-        return self._held_out_loader("validation")
-
-    def test_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Test micro-batches of this rank; none with ``test_fraction`` 0."""
-        return self._held_out_loader("test")
-
-    def state_dict(self) -> dict[str, Any]:
-        """How far training has read, and in what: plain numbers, strings and lists."""
-        return {"consumed": self._cursor.consumed, **self._identity()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint's training stopped; evaluating a checkpoint needs none of it.
-
-        Raises:
-            UserError: When the checkpoint was trained on something else.
-        """
-        if self.trainer is not None and self.trainer.state.fn != "fit":
-            return
-        for name, value in self._identity().items():
-            if state_dict.get(name) != value:
-                raise UserError(
-                    f"the checkpoint was trained with another {name} ({state_dict.get(name)}) than "
-                    f"this run ({value}), so it cannot be resumed exactly; give the same data "
-                    "settings, or start a new run from its exported model."
-                )
-        self._cursor.consumed = state_dict["consumed"]
-
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """Corpus, sequence length, weights and seed."""
         return {
             "corpus": self.cache.key,
             "seq_len": self.seq_len,
@@ -310,31 +209,9 @@ class TextDataModule(pl.LightningDataModule):
             "seed": self.seed,
         }
 
-    def _place(self) -> tuple[int, int]:
-        """Rank and number of data-parallel processes; tensor-parallel ones read the same."""
-        kwargs = self.trainer.distributed_sampler_kwargs if self.trainer else None
-        if kwargs is None:
-            return 0, 1
-        # Lightning would share the held-out samples out a second time.
-        if self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
-            raise UserError(
-                "trainer: set use_distributed_sampler to false; the data is shared out already."
-            )
-        return kwargs["rank"], kwargs["num_replicas"]
-
-    def _batches_done(self) -> int:
-        assert self.trainer is not None
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-
-    def _run_length(self) -> int | None:
-        """Micro-batches of a run measured in steps, which is one epoch to Lightning."""
-        if self.trainer is None or self.trainer.max_steps < 1 or self.trainer.max_epochs != -1:
-            return None
-        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
-
-    def _limit(self, total: int) -> int | None:
-        limit = self.trainer.limit_train_batches if self.trainer else None
-        return int(total * limit) if isinstance(limit, float) else limit
+    def collate(self) -> Callable[[list[Any]], Batch]:
+        """Blocks are equally long, so they only need stacking."""
+        return default_collate
 
     def _blocks(self, source: int, split: Split) -> PackedBlocks:
         pad = self.tokenizer.pad_token_id
@@ -347,7 +224,7 @@ class TextDataModule(pl.LightningDataModule):
             keep_tail=split != "train",
         )
 
-    def _held_out(self, split: Split) -> list[PackedBlocks]:
+    def held_out_parts(self, split: Split) -> list[PackedBlocks]:
         """Blocks of a held-out split; empty when the settings ask for none."""
         wanted = self.settings.test_fraction > 0
         if split == "validation":
@@ -363,19 +240,3 @@ class TextDataModule(pl.LightningDataModule):
                 f"text{other}, or set {setting} to 0 to do without."
             )
         return [own for own in blocks if len(own)]
-
-    def _held_out_loader(self, split: Split) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        blocks = self._held_out(split)
-        if not blocks:
-            return []
-        rank, world_size = self._place()
-        # All sources mixed, so that limit_val_batches leaves a fair sample; each block comes once.
-        order = Mixture([len(own) for own in blocks]).indices(0, sum(map(len, blocks)))
-        return held_out_loader(
-            Subset(ConcatDataset(blocks), order.tolist()),
-            micro_batch_size=self.val_micro_batch_size,
-            collate_fn=default_collate,
-            rank=rank,
-            world_size=world_size,
-            num_workers=self.num_workers,
-        )

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -31,9 +30,9 @@ from lit_llm.data.deduplication import (
     Duplicate,
     deduplicate_documents,
 )
+from lit_llm.data.folder_cache import cached_folder
 from lit_llm.data.sources import Document, read_documents, source_fingerprint
 from lit_llm.data.splits import Split, assign_split
-from lit_llm.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -186,41 +185,8 @@ def open_cache(
     Raises:
         UserError: When a source cannot be read or ``cache_dir`` cannot be written.
     """
-    from filelock import FileLock
-
     folder = Path(cache_dir).expanduser() / cache_key(settings, tokenizer)
-    if cache := _open_whole(folder):
-        return cache
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{folder}.lock")
-        lock.acquire()
-    except OSError as error:
-        raise UserError(
-            f"{cache_dir}: the token cache cannot be written here ({error.strerror or error}); "
-            "give another cache_dir."
-        ) from error
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        if cache := _open_whole(folder):  # another process has built it meanwhile
-            return cache
-        for left_over in folder.parent.glob(f".{folder.name}.*"):
-            shutil.rmtree(left_over)  # of a builder that was killed, since we have the lock
-        partial.mkdir()
-        _build(partial, settings, tokenizer)
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        lock.release()
-    return TokenCache(folder)
-
-
-def _open_whole(folder: Path) -> TokenCache | None:
-    try:
-        return TokenCache(folder)
-    except (OSError, ValueError, KeyError):
-        return None
+    return cached_folder(folder, TokenCache, lambda draft: _build(draft, settings, tokenizer))
 
 
 def _build(folder: Path, settings: CorpusSettings, tokenizer: "PreTrainedTokenizerBase") -> None:

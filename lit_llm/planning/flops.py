@@ -8,11 +8,12 @@ from torch import nn
 
 
 def training_flops_per_token(model: nn.Module, seq_len: int) -> float:
-    """FLOPs of forward and backward for one token: 6 N + 12 L D T.
+    """FLOPs of forward and backward for one token: 6 N + 4 F + 12 L D T.
 
-    N counts the parameters that multiply activations: all but the input embeddings, with a tied
-    output head counted once (PaLM, https://arxiv.org/abs/2204.02311, appendix B). Recomputation is
-    not counted, as MFU asks for useful work.
+    N and F, the trained parameters and the frozen ones (for which no gradient of their own is
+    computed), are those that multiply activations: all but the input embeddings, with a tied output
+    head counted once (PaLM, https://arxiv.org/abs/2204.02311, appendix B). Recomputation is not
+    counted, as MFU asks for useful work.
 
     Args:
         model: A transformers causal language model.
@@ -24,15 +25,19 @@ def training_flops_per_token(model: nn.Module, seq_len: int) -> float:
     config: Any = model.config
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     head = model.get_output_embeddings()  # type: ignore[operator]
-    multiplied = sum(p.numel() for p in model.parameters())
+
+    def flops(parameter: nn.Parameter) -> float:
+        return (6.0 if parameter.requires_grad else 4.0) * parameter.numel()
+
+    total = sum(map(flops, model.parameters()))
     if head is None or head.weight is not embeddings.weight:
-        multiplied -= embeddings.weight.numel()
+        total -= flops(embeddings.weight)
     positions = getattr(getattr(model, "transformer", None), "wpe", None)
     if positions is not None:
-        multiplied -= positions.weight.numel()
+        total -= flops(positions.weight)
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 6.0 * multiplied + 12.0 * config.num_hidden_layers * heads * head_dim * seq_len
+    return total + 12.0 * config.num_hidden_layers * heads * head_dim * seq_len
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -75,9 +75,11 @@ def test_hub_reader_on_a_real_data_set_in_a_folder(tmp_path, monkeypatch, stream
     folder.mkdir()
     (folder / "train.jsonl").write_bytes(jsonl({"text": "one"}, {"text": "zwei"}))
     (folder / "validation.jsonl").write_bytes(jsonl({"text": "held out"}))
-    read = [d.text for d in read_hub(str(folder), streaming=streaming)]
+    read = [data["text"] for data, _ in read_hub(str(folder), streaming=streaming)]
     assert read == ["one", "zwei"]
-    read = [d.text for d in read_hub(str(folder), streaming=streaming, split="validation")]
+    read = [
+        data["text"] for data, _ in read_hub(str(folder), streaming=streaming, split="validation")
+    ]
     assert read == ["held out"]
     with pytest.raises(UserError, match="split 'nope'"):
         list(read_hub(str(folder), streaming=streaming, split="nope"))

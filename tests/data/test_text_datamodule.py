@@ -285,7 +285,7 @@ def test_windows_are_lightnings_after_a_resume_with_other_batches(make, tmp_path
     steps = fit(data, tmp_path / "one", max_steps=8, ckpt_path=checkpoint)
     assert [step[:2] for step in steps] == [(0, n) for n in range(12, 32)]
     expected = data.mixture.indices(24, 44).tolist()
-    blocks = [block["input_ids"] for own in data.train_blocks for block in own]
+    blocks = [block["input_ids"] for own in data.train_parts for block in own]
     assert all(s[3][0].equal(blocks[i]) for s, i in zip(steps, expected, strict=True))
 
 
@@ -348,7 +348,7 @@ def test_too_little_text_is_refused_before_training(make):
         make(sources=[tiny], seq_len=4, val_fraction=0.0, test_fraction=1e-9).setup("test")
     data = make(sources=[tiny], seq_len=4, micro_batch_size=20, **none)
     data.setup("fit")
-    with pytest.raises(UserError, match="5 training samples of seq_len 4, fewer than one"):
+    with pytest.raises(UserError, match="there are 5 training samples, fewer than one"):
         data.train_dataloader()
 
 

@@ -236,7 +236,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
 def test_a_cache_dir_that_cannot_be_written(tmp_path):
     source = write(tmp_path / "a.jsonl", ["ab"])
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="token cache cannot be written"):
+    with pytest.raises(UserError, match="cache cannot be written"):
         open_cache(tmp_path / "file" / "cache", settings_for(source), Characters())
 
 

@@ -40,3 +40,20 @@ def test_the_measured_peak_leaves_the_random_state_alone():
     torch.manual_seed(0)
     assert peak_flops(torch.device("cpu"), torch.float32) > 1e8
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_frozen_weights_cost_no_gradient_of_their_own() -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=10,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=False,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    whole = training_flops_per_token(model, 16)
+    model.model.layers[0].mlp.requires_grad_(False)  # 3 matrices of 8 x 12
+    assert whole - training_flops_per_token(model, 16) == 2 * 3 * 8 * 12
