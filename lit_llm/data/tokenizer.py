@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +151,7 @@ def load_tokenizer(
     """Load a tokenizer from a folder or the Hugging Face Hub; code from the Hub is never run.
 
     Args:
-        name_or_path: A folder that ``save_pretrained`` wrote, or a name on the Hub.
+        name_or_path: A folder that ``save_pretrained`` wrote, a .gguf file, or a name on the Hub.
         revision: Branch, tag or commit on the Hub.
 
     Raises:
@@ -159,6 +160,8 @@ def load_tokenizer(
     """
     path = Path(name_or_path).expanduser()
     name = str(path if path.exists() else name_or_path)
+    if path.suffix.lower() == ".gguf":
+        return _with_eos(_from_gguf(path), name_or_path)
     if path.is_file():
         raise UserError(f"{name_or_path}: is a file; give the folder that holds the tokenizer.")
     # "runs/tokenizer" is a name the Hub might know, but not beside a folder "runs".
@@ -193,12 +196,34 @@ def load_tokenizer(
         raise UserError(
             f"{name_or_path}: cannot load a tokenizer from {where}: {reason}."
         ) from error
+    return _with_eos(tokenizer, name_or_path)
+
+
+def _with_eos(
+    tokenizer: "PreTrainedTokenizerBase", name_or_path: str | Path
+) -> "PreTrainedTokenizerBase":
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{name_or_path}: the tokenizer has no EOS token, so documents could not be ended; "
             'set "eos_token" in its tokenizer_config.json.'
         )
     return tokenizer
+
+
+def _from_gguf(path: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer inside a model file of llama.cpp."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such .gguf file.")
+    if find_spec("gguf") is None:
+        raise UserError(f"{path}: reading it needs gguf; pip install 'lit_llm[gguf]'.")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    # A damaged file shows in whatever the bytes happen to mean.
+    except Exception as error:
+        reason = _one_line(str(error) or type(error).__name__)
+        raise UserError(f"{path}: the tokenizer in it cannot be read: {reason}.") from error
 
 
 def _hub_problem(name: str, revision: str | None) -> str | None:
