@@ -9,7 +9,12 @@ from lit_llm.functional.language_model import (
     token_log_probs,
     token_statistics,
 )
-from lit_llm.functional.masking import block_diagonal_causal_mask, shift_labels
+from lit_llm.functional.masking import (
+    block_diagonal_causal_mask,
+    segment_lengths,
+    shift_labels,
+)
+from lit_llm.functional.noise import neftune_noise
 
 __all__ = [
     "IGNORE_INDEX",
@@ -18,6 +23,8 @@ __all__ = [
     "linear_cross_entropy",
     "logits_cross_entropy",
     "logits_statistics",
+    "neftune_noise",
+    "segment_lengths",
     "shift_labels",
     "token_log_probs",
     "token_statistics",

@@ -45,3 +45,20 @@ def block_diagonal_causal_mask(document_ids: Tensor) -> Tensor:
     """
     same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
     return same.tril()
+
+
+def segment_lengths(segments: Tensor) -> Tensor:
+    """How many tokens of its row share each token's segment.
+
+    Args:
+        segments: (B, T) long, from 0 on; negative marks padding.
+
+    Returns:
+        (B, T) long, 0 at padding.
+    """
+    real = segments >= 0
+    index = segments.clamp(min=0)
+    size = int(index.max()) + 1 if index.numel() else 1
+    counts = torch.zeros(len(segments), size, dtype=torch.long, device=segments.device)
+    counts.scatter_add_(1, index, real.long())
+    return counts.gather(1, index) * real
