@@ -1,5 +1,16 @@
 """Builds, loads, runs and exports transformers models."""
 
+from lit_llm.models.adapters import (
+    AdapterConfig,
+    add_adapter,
+    check_adapter_folder,
+    is_adapted,
+    merge_adapter,
+    merged_copy,
+    save_adapter,
+    trainable_summary,
+    unwrap,
+)
 from lit_llm.models.buffers import keep_buffer_dtypes
 from lit_llm.models.build import build_model, resolve_config
 from lit_llm.models.compile import compile_blocks, decoder_blocks
@@ -13,25 +24,35 @@ from lit_llm.models.forward import (
     supports_fused_head,
 )
 from lit_llm.models.presets import PRESETS, preset_config
-from lit_llm.models.vocabulary import Vocabulary, vocabulary_of
+from lit_llm.models.vocabulary import Vocabulary, set_stop_tokens, vocabulary_of
 
 __all__ = [
     "PRESETS",
+    "AdapterConfig",
     "BaseModelConfig",
     "ExportError",
     "Vocabulary",
+    "add_adapter",
     "build_model",
     "causal_lm_loss",
     "causal_lm_statistics",
+    "check_adapter_folder",
     "check_export_folder",
     "compile_blocks",
     "decoder_blocks",
     "export_model",
     "hidden_states",
+    "is_adapted",
     "keep_buffer_dtypes",
+    "merge_adapter",
+    "merged_copy",
     "output_head",
     "preset_config",
     "resolve_config",
+    "save_adapter",
+    "set_stop_tokens",
     "supports_fused_head",
+    "trainable_summary",
+    "unwrap",
     "vocabulary_of",
 ]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -15,6 +13,13 @@ from lit_llm.models.attention import BLOCKED, register_blocked_attention
 from lit_llm.models.buffers import keep_buffer_dtypes
 from lit_llm.models.config import BaseModelConfig
 from lit_llm.models.presets import preset_config
+from lit_llm.models.pretrained import (
+    Quantization,
+    attention_error,
+    load_config,
+    load_model,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -33,6 +38,10 @@ _DROPOUT_FIELDS = (
     "dropout",
     "activation_dropout",
 )
+_TOO_SMALL = (
+    "use the tokenizer that came with the model, or set resize_embeddings to give the model a row "
+    "for each new token."
+)
 # Keys that transformers reads without having an attribute for them.
 _HIDDEN_KEYS = {"rope_theta", "rope_scaling", "partial_rotary_factor", "head_dim", "auto_map"}
 
@@ -45,6 +54,7 @@ def build_model(
     bos_token_id: int | None = None,
     eos_token_id: int | None = None,
     seq_len: int | None = None,
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """The model of ``config``, fitted to a tokenizer and a sequence length.
 
@@ -59,6 +69,7 @@ def build_model(
         bos_token_id: Id of the token that begins a text, written likewise.
         eos_token_id: Id of the token that ends a text, written likewise.
         seq_len: Longest sequence to be fed.
+        quantization: Load pretrained weights in 4 bits, to train adapters on; a CUDA device only.
 
     Returns:
         The model in train mode on the CPU (or the default device).
@@ -67,29 +78,32 @@ def build_model(
         UserError: The model cannot be built, found or loaded, does not fit the tokenizer or the
             sequence length, or lacks what the config asks for.
     """
-    hf_config = resolve_config(
-        config,
-        vocab_size=vocab_size,
-        pad_token_id=pad_token_id,
-        bos_token_id=bos_token_id,
-        eos_token_id=eos_token_id,
-        seq_len=seq_len,
-    )
+    ids = {"pad": pad_token_id, "bos": bos_token_id, "eos": eos_token_id}
+    hf_config = _loaded_config(config, vocab_size, ids, seq_len)
     if config.attn_implementation == BLOCKED:
         register_blocked_attention()
     options = {
         "dtype": getattr(torch, config.dtype),
         "attn_implementation": config.attn_implementation,
-        "trust_remote_code": config.trust_remote_code,
     }
-    model = _load(config, hf_config, options) if config.pretrained else _create(hf_config, options)
+    if config.pretrained:
+        model = load_model(config, hf_config, options, quantization)
+    elif quantization is not None:
+        raise UserError("only a pretrained model can be quantized (method: qlora).")
+    else:
+        model = _create(hf_config, options | {"trust_remote_code": config.trust_remote_code})
     rows = cast("nn.Embedding", model.get_input_embeddings()).weight.shape[0]
     if vocab_size is not None and rows < vocab_size:
-        raise UserError(
-            f"the tokenizer has {vocab_size} tokens, but the embedding of {_name(config)} only "
-            f"{rows} rows; use the tokenizer that came with the model."
-        )
-    _set_special_ids(model, pad_token_id, bos_token_id, eos_token_id)
+        if not _may_grow(config):
+            raise UserError(
+                f"the tokenizer has {vocab_size} tokens, but the embedding of {_name(config)} only "
+                f"{rows} rows; {_TOO_SMALL}"
+            )
+        # New rows near the mean of the old ones: rows of the initialiser's size can take much of
+        # the probability (J. Hewitt, "Initializing new word embeddings", 2021).
+        model.resize_token_embeddings(vocab_size, mean_resizing=True)
+        setattr(model, "grown_embedding", True)  # noqa: B010 - save_adapter keeps the new rows
+    _set_special_ids(model, ids)
     keep_buffer_dtypes(model)
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
@@ -127,27 +141,39 @@ def resolve_config(
     Raises:
         UserError: As for :func:`build_model`, as far as it shows without weights.
     """
+    ids = {"pad": pad_token_id, "bos": bos_token_id, "eos": eos_token_id}
+    hf_config = _loaded_config(config, vocab_size, ids, seq_len)
+    text_config = hf_config.get_text_config()
+    if vocab_size is not None and text_config.vocab_size < vocab_size:
+        text_config.vocab_size = vocab_size
+    return hf_config
+
+
+def _loaded_config(
+    config: BaseModelConfig,
+    vocab_size: int | None,
+    ids: dict[str, int | None],
+    seq_len: int | None,
+) -> PretrainedConfig:
+    """The config before the embedding grows, with which the weights of a checkpoint are read."""
     config.validate()
     if config.pretrained:
-        hf_config = _pretrained_config(config, config.pretrained)
+        hf_config = load_config(config)
     else:
         values = dict(config.config or {})
         if config.preset and "model_type" not in values:
             values = preset_config(config.preset) | values
-        ids = {
-            "pad_token_id": pad_token_id,
-            "bos_token_id": bos_token_id,
-            "eos_token_id": eos_token_id,
-        }
         if vocab_size is not None:  # the defaults of transformers belong to another tokenizer
-            values = ids | {"vocab_size": vocab_size} | values
+            own: dict[str, Any] = {f"{name}_token_id": value for name, value in ids.items()}
+            values = own | {"vocab_size": vocab_size} | values
         hf_config = _config_from_dict(values, seq_len)
-    if vocab_size is not None and hf_config.get_text_config().vocab_size < vocab_size:
+    known = hf_config.get_text_config().vocab_size
+    if vocab_size is not None and known < vocab_size and not _may_grow(config):
         raise UserError(
             f"the tokenizer has {vocab_size} tokens, but {_name(config)} a vocabulary of only "
-            f"{hf_config.get_text_config().vocab_size}; "
+            f"{known}; "
             + (
-                "use the tokenizer that came with the model."
+                _TOO_SMALL
                 if config.pretrained
                 else "leave vocab_size out of the model's config, or train a smaller tokenizer."
             )
@@ -192,19 +218,7 @@ def _config_from_dict(values: dict[str, Any], seq_len: int | None) -> Pretrained
     try:
         return config_class(**values)
     except Exception as error:  # transformers raises many kinds, none of them common
-        raise UserError(f"the config of {model_type} is not valid: {_one_line(error)}") from error
-
-
-def _pretrained_config(config: BaseModelConfig, name: str) -> PretrainedConfig:
-    from transformers import AutoConfig
-
-    _check_folder(name)
-    try:
-        return AutoConfig.from_pretrained(
-            _expand(name), revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise _loading_error(name, error) from error
+        raise UserError(f"the config of {model_type} is not valid: {one_line(error)}") from error
 
 
 def _create(hf_config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
@@ -213,87 +227,9 @@ def _create(hf_config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedM
     try:
         return AutoModelForCausalLM.from_config(hf_config, **options)
     except (ValueError, ImportError, TypeError, RuntimeError, AssertionError) as error:
-        raise _attention_error(hf_config.model_type, options, error) or UserError(
-            f"transformers cannot build this {hf_config.model_type} model: {_one_line(error)}"
+        raise attention_error(hf_config.model_type, options, error) or UserError(
+            f"transformers cannot build this {hf_config.model_type} model: {one_line(error)}"
         ) from error
-
-
-def _load(
-    config: BaseModelConfig, hf_config: PretrainedConfig, options: dict[str, Any]
-) -> PreTrainedModel:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    name = str(config.pretrained)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _expand(name),
-            config=hf_config,
-            revision=config.revision,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        attention = _attention_error(hf_config.model_type, options, error)
-        raise attention or _loading_error(name, error) from error
-    model: PreTrainedModel = loaded[0]
-    lacking = sorted(loaded[1]["missing_keys"])
-    if lacking:  # transformers would leave them random and only warn
-        raise UserError(
-            f"the weights of {name!r} lack {len(lacking)} tensors that {type(model).__name__} "
-            f"needs, such as {lacking[0]!r}; it is not the checkpoint of a causal language model."
-        )
-    return model
-
-
-def _check_folder(name: str) -> None:
-    """Says what a local folder lacks before transformers mistakes it for a name on the Hub."""
-    folder = Path(_expand(name))
-    if not folder.exists():
-        if name.count("/") > 1 or name.startswith((".", "~", "/")) or "\\" in name:
-            raise UserError(f"the model folder {name!r} does not exist.")
-        return
-    if not folder.is_dir():
-        raise UserError(f"the model {name!r} is a file; give the folder that holds it.")
-    missing = []
-    if not (folder / "config.json").is_file():
-        missing.append("config.json")
-    patterns = ("*.safetensors", "pytorch_model*.bin")
-    if not any(path for pattern in patterns for path in folder.glob(pattern)):
-        missing.append("weights (*.safetensors)")
-    if (folder / "adapter_config.json").is_file() and missing:
-        raise UserError(
-            f"{name!r} holds a peft adapter, not a model; merge it into its base first."
-        )
-    if missing:
-        raise UserError(f"{name!r} is no Hugging Face model folder: no {' and no '.join(missing)}.")
-
-
-def _loading_error(name: str, error: Exception) -> UserError:
-    if "custom code" in str(error):
-        return UserError(
-            f"the model {name!r} brings Python code of its own; read it, and set trust_remote_code "
-            "only if you trust it."
-        )
-    if Path(_expand(name)).exists():
-        return UserError(f"the model in {name!r} cannot be loaded: {_one_line(error)}")
-    return UserError(
-        f"there is no folder {name!r}, and the Hugging Face Hub does not hand out a model of that "
-        f"name: check the name and the network, or give a local folder. ({_one_line(error)})"
-    )
-
-
-def _attention_error(
-    model_type: str, options: dict[str, Any], error: Exception
-) -> UserError | None:
-    attention = options["attn_implementation"]
-    known = ("attention implementation", "attn_implementation", "scaled_dot_product", "flash")
-    if attention == "eager" or not any(word in str(error).lower() for word in known):
-        return None
-    return UserError(
-        f"{model_type} cannot run with attn_implementation={attention} here; "
-        f"use attn_implementation=eager. ({_one_line(error)})"
-    )
 
 
 def _set_dropout(hf_config: PretrainedConfig, dropout: float) -> None:
@@ -306,32 +242,25 @@ def _set_dropout(hf_config: PretrainedConfig, dropout: float) -> None:
         setattr(hf_config, name, dropout)
 
 
-def _set_special_ids(
-    model: PreTrainedModel, pad: int | None, bos: int | None, eos: int | None
-) -> None:
+def _set_special_ids(model: PreTrainedModel, ids: dict[str, int | None]) -> None:
     """Writes the tokenizer's ids where generation and training read them."""
     for target in (model.config, model.generation_config):
-        for name, value in (("pad", pad), ("bos", bos), ("eos", eos)):
+        for name, value in ids.items():
             old = getattr(target, f"{name}_token_id", None)
             # A chat model may stop at several tokens; the tokenizer knows only one of them.
             if value is not None and not (isinstance(old, list) and value in old):
                 setattr(target, f"{name}_token_id", value)
     embedding = cast("nn.Embedding", model.get_input_embeddings())
-    if embedding.padding_idx is not None and embedding.padding_idx in (bos, eos):
+    if embedding.padding_idx is not None and embedding.padding_idx in (ids["bos"], ids["eos"]):
         # Otherwise a token that is more than padding gets no gradient.
         embedding.padding_idx = None
 
 
-def _expand(name: str) -> str:
-    return os.path.expanduser(name)
+def _may_grow(config: BaseModelConfig) -> bool:
+    return bool(config.pretrained) and config.resize_embeddings
 
 
 def _name(config: BaseModelConfig) -> str:
     if config.pretrained:
         return f"the model {config.pretrained!r}"
     return "the model's config" if config.config else f"the preset {config.preset}"
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."

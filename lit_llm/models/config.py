@@ -16,7 +16,8 @@ class BaseModelConfig:
     (one with a ``model_type``) is given, and filled up where ``config`` names single fields.
 
     Args:
-        pretrained: Folder with a Hugging Face model, or the name of one on the Hugging Face Hub.
+        pretrained: Folder with a Hugging Face model, the name of one on the Hugging Face Hub, or a
+            ``.gguf`` file (unpacked; it needs ``pip install gguf accelerate``).
         preset: A ready-made architecture with random weights, e.g. ``llama-5m`` or ``qwen3-15m``.
         config: A transformers config with random weights, e.g.
             ``{"model_type": "llama", "hidden_size": 256, "num_hidden_layers": 4}``; without
@@ -32,6 +33,9 @@ class BaseModelConfig:
             you have read that code.
         dropout: Probability of every dropout the architecture has (Llama and Qwen: on attention
             weights only); by default what the model's config says.
+        resize_embeddings: Give a pretrained model whose embedding has fewer rows than the tokenizer
+            has tokens new rows, near the mean of the old ones. They must be trained: with adapters
+            add ``embed_tokens`` to ``modules_to_save``.
     """
 
     pretrained: str | None = None
@@ -44,6 +48,7 @@ class BaseModelConfig:
     revision: str | None = None
     trust_remote_code: bool = False
     dropout: float | None = None
+    resize_embeddings: bool = False
 
     def validate(self) -> None:
         """Checks what can be checked without loading anything.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lit_llm.errors import UserError
+from lit_llm.models.folders import TOKENIZER_FILES, check_replaceable, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,15 +22,7 @@ _EXPORT_FILES = (
     "generation_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
+    *TOKENIZER_FILES,
 )
 
 
@@ -66,22 +55,13 @@ def export_model(
     """
     target = Path(folder).expanduser().absolute()
     check_export_folder(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"cannot write the export to {str(folder)!r}: {error.strerror}.") from error
-    try:
+    with whole_folder(target) as draft:
         model.save_pretrained(draft)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
         _verify_model(model, draft)
         if tokenizer is not None:
             _verify_tokenizer(tokenizer, draft)
-        draft.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        _replace(draft, target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
@@ -91,18 +71,7 @@ def check_export_folder(folder: str | os.PathLike[str]) -> None:
     Raises:
         UserError: It is a file, or holds files that no export writes.
     """
-    path = Path(folder).expanduser()
-    if path.is_file():
-        raise UserError(f"cannot export to {str(folder)!r}: it is a file; name a folder.")
-    if not path.is_dir():
-        return
-    for entry in sorted(path.iterdir()):
-        known = any(fnmatch.fnmatch(entry.name, pattern) for pattern in _EXPORT_FILES)
-        if entry.is_dir() or not known:
-            raise UserError(
-                f"will not export to {str(folder)!r}: it holds {entry.name!r}, which is no part of "
-                "an exported model and would be lost; name another folder."
-            )
+    check_replaceable(folder, _EXPORT_FILES, "export", "an exported model")
 
 
 def _verify_model(model: PreTrainedModel, draft: Path) -> None:
@@ -162,24 +131,3 @@ def _verify_tokenizer(tokenizer: PreTrainedTokenizerBase, draft: Path) -> None:
         raise ExportError(
             "the exported tokenizer gives other ids than the one trained with; nothing was exported"
         )
-
-
-def _replace(draft: Path, target: Path) -> None:
-    """Puts ``draft`` where ``target`` is; a folder with files cannot be replaced in one step."""
-    if not target.exists():
-        os.replace(draft, target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    os.replace(target, old)
-    try:
-        os.replace(draft, target)
-    except OSError:
-        os.replace(old, target)
-        raise
-    shutil.rmtree(old)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

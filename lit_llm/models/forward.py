@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_llm.errors import UserError
 from lit_llm.functional import (
+    IGNORE_INDEX,
     LinearCrossEntropy,
     block_diagonal_causal_mask,
     linear_cross_entropy,
@@ -21,6 +22,8 @@ from lit_llm.functional import (
     shift_labels,
     token_statistics,
 )
+from lit_llm.models.adapters import unwrap
+from lit_llm.models.padding_free import PaddingFree, without_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,9 +51,10 @@ def supports_fused_head(model: nn.Module) -> bool:
     layer after the backbone, adapts the output projection (LoRA on it) or brings its own code.
     Those models take the path over full logits.
     """
-    base = _unwrap(model)
+    base = unwrap(model)
     head = getattr(base, "lm_head", None)
-    if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
+    layer = getattr(head, "original_module", head)  # of a head that peft trains whole
+    if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
         return False
     if head is not base.get_output_embeddings() or base.base_model is base:
         return False
@@ -65,7 +69,7 @@ def supports_fused_head(model: nn.Module) -> bool:
 
 def output_head(model: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight (V, D) and bias (V,) of the output projection; the weight may be the embedding."""
-    head = _unwrap(model).get_output_embeddings()
+    head = unwrap(model).get_output_embeddings()
     return head.weight, head.bias
 
 
@@ -84,19 +88,17 @@ def hidden_states(
         attention_mask: (B, T), 1 for real tokens and 0 for padding on either side.
         position_ids: (B, T); by default counted over the real tokens, so that padding on the left
             does not shift them.
-        document_ids: (B, T); attention stays within runs of equal ids. Needs ``position_ids`` that
-            begin at 0 in every document.
+        document_ids: (B, T); attention stays within runs of equal ids, and negative ids are
+            padding. Needs ``position_ids`` that begin at 0 in every document.
 
     Returns:
-        (B, T, D) hidden states.
+        (B, T, D) hidden states; of no meaning at padding.
 
     Raises:
         UserError: Documents cannot be isolated in this architecture.
     """
-    backbone = _unwrap(model).base_model
-    inputs = _inputs(model, backbone, input_ids, attention_mask, position_ids, document_ids)
-    hidden: Tensor = backbone(**inputs)[0]
-    return hidden
+    hidden, packed = _hidden_rows(model, input_ids, attention_mask, position_ids, document_ids)
+    return packed.restore(hidden) if packed else hidden.view(*input_ids.shape, -1)
 
 
 def causal_lm_loss(
@@ -128,20 +130,26 @@ def causal_lm_loss(
     Raises:
         UserError: Documents cannot be isolated in this architecture.
     """
-    targets = shift_labels(labels).flatten()
+    targets = _targets(labels, attention_mask, document_ids).flatten()
     masks = (attention_mask, position_ids, document_ids)
     if supports_fused_head(model):
-        hidden = hidden_states(model, input_ids, *masks).flatten(0, 1)
+        hidden, packed = _hidden_rows(model, input_ids, *masks)
         weight, bias = output_head(model)
         return linear_cross_entropy(
-            hidden, weight, targets, bias=bias, z_loss=z_loss, chunk_size=chunk_size
+            hidden,
+            weight,
+            targets[packed.places] if packed else targets,
+            bias=bias,
+            z_loss=z_loss,
+            chunk_size=chunk_size,
         )
-    output = _full_output(model, input_ids, *masks)
+    output, packed = _full_output(model, input_ids, *masks)
+    targets = targets[packed.places] if packed else targets
     result = logits_cross_entropy(output.logits.flatten(0, 1), targets, z_loss=z_loss)
     aux_loss = getattr(output, "aux_loss", None)
     if aux_loss is not None and model.training:
         # Per token, like the rest: dividing by the tokens gives back transformers' own loss.
-        coefficient = _unwrap(model).config.get_text_config().router_aux_loss_coef
+        coefficient = unwrap(model).config.get_text_config().router_aux_loss_coef
         result = result._replace(loss=result.loss + coefficient * aux_loss * result.num_targets)
     return result
 
@@ -175,37 +183,70 @@ def causal_lm_statistics(
     Raises:
         UserError: Documents cannot be isolated in this architecture.
     """
-    targets = shift_labels(labels)
+    targets = _targets(labels, attention_mask, document_ids)
     masks = (attention_mask, position_ids, document_ids)
     if supports_fused_head(model):
-        hidden = hidden_states(model, input_ids, *masks).flatten(0, 1)
+        hidden, packed = _hidden_rows(model, input_ids, *masks)
+        rows = targets.flatten()[packed.places] if packed else targets.flatten()
         weight, bias = output_head(model)
-        nll, correct = token_statistics(
-            hidden, weight, targets.flatten(), bias=bias, chunk_size=chunk_size
-        )
+        nll, correct = token_statistics(hidden, weight, rows, bias=bias, chunk_size=chunk_size)
     else:
-        logits = _full_output(model, input_ids, *masks).logits
-        nll, correct = logits_statistics(logits.flatten(0, 1), targets.flatten())
-    return nll.view_as(targets), correct.view_as(targets), targets != -100
+        output, packed = _full_output(model, input_ids, *masks)
+        rows = targets.flatten()[packed.places] if packed else targets.flatten()
+        nll, correct = logits_statistics(output.logits.flatten(0, 1), rows)
+    if packed:
+        nll, correct = packed.restore(nll), packed.restore(correct)
+    return nll.view_as(targets), correct.view_as(targets), targets != IGNORE_INDEX
 
 
-def _full_output(model: nn.Module, *inputs: Tensor | None) -> Any:
-    base = model if _is_prompt_learning(model) else _unwrap(model)
-    return base(**_inputs(model, base, *inputs))
+def _targets(labels: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
+    """(B, T) targets; padding predicts nothing, not even the first token after it."""
+    targets = shift_labels(labels)
+    if attention_mask is not None:
+        targets = targets.masked_fill(attention_mask == 0, IGNORE_INDEX)
+    if document_ids is not None:
+        targets = targets.masked_fill(document_ids < 0, IGNORE_INDEX)
+    return targets
+
+
+def _hidden_rows(
+    model: nn.Module, input_ids: Tensor, *masks: Tensor | None
+) -> tuple[Tensor, PaddingFree | None]:
+    """Hidden states (B * T, D); or (N, D) of the real tokens, and where those were."""
+    backbone = unwrap(model).base_model
+    inputs, packed = _inputs(model, backbone, input_ids, *masks)
+    return backbone(**inputs)[0].flatten(0, 1), packed
+
+
+def _full_output(
+    model: nn.Module, input_ids: Tensor, *masks: Tensor | None
+) -> tuple[Any, PaddingFree | None]:
+    """The model's own output, for all tokens or for the real ones."""
+    base = model if _is_prompt_learning(model) else unwrap(model)
+    inputs, packed = _inputs(model, base, input_ids, *masks)
+    return base(**inputs), packed
 
 
 def _inputs(
     model: nn.Module,
     callee: nn.Module,
-    input_ids: Tensor | None,
+    input_ids: Tensor,
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
     document_ids: Tensor | None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], PaddingFree | None]:
     if document_ids is not None:
+        _check_isolation(unwrap(model), position_ids)
+    packed = None
+    if _takes_one_row(model):
+        packed = _pack(model, input_ids, attention_mask, position_ids, document_ids)
+    if packed is not None:
+        input_ids, position_ids = packed.input_ids, packed.position_ids
+        attention_mask = None
+    elif document_ids is not None:
         if attention_mask is not None:  # padding sees itself and is seen by no document
             document_ids = document_ids.masked_fill(attention_mask == 0, -1)
-        attention_mask = _isolating_mask(_unwrap(model), document_ids, position_ids)
+        attention_mask = _isolating_mask(unwrap(model), document_ids)
     elif attention_mask is not None and position_ids is None:
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     # A cache would cost memory and switch off transformers' own detection of packed documents.
@@ -214,16 +255,48 @@ def _inputs(
         inputs["attention_mask"] = attention_mask
     if position_ids is not None and _accepts(callee, "position_ids"):
         inputs["position_ids"] = position_ids
-    return inputs
+    return inputs, packed
 
 
-def _isolating_mask(
-    model: PreTrainedModel, document_ids: Tensor, position_ids: Tensor | None
-) -> Tensor | None:
-    name = type(model).__name__
+def _takes_one_row(model: nn.Module) -> bool:
+    """Whether attention knows documents by their positions only, and in a single row only."""
+    return "flash" in (unwrap(model).config.get_text_config()._attn_implementation or "")
+
+
+def _pack(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    document_ids: Tensor | None,
+) -> PaddingFree | None:
+    """The batch without padding; ``None`` where nothing asks for it or it would mix the rows."""
+    if document_ids is None:
+        # With positions of the caller's own, transformers takes out the padding in each layer.
+        own = attention_mask is None or position_ids is not None
+        base = unwrap(model)
+        if own or _is_prompt_learning(model) or not _isolates(base):
+            return None
+        document_ids = torch.zeros_like(input_ids)
+    if attention_mask is not None:
+        document_ids = document_ids.masked_fill(attention_mask == 0, -1)
+    return without_padding(input_ids, document_ids)
+
+
+def _isolates(model: PreTrainedModel) -> bool:
+    return not _carries_state(model) and _accepts(model.base_model, "position_ids")
+
+
+def _carries_state(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ()) | {"full_attention"}
-    if getattr(model, "_is_stateful", False) or layers - {"full_attention", "sliding_attention"}:
+    stateful = getattr(model, "_is_stateful", False)
+    return bool(stateful or layers - {"full_attention", "sliding_attention"})
+
+
+def _check_isolation(model: PreTrainedModel, position_ids: Tensor | None) -> None:
+    name = type(model).__name__
+    if _carries_state(model):
         raise UserError(
             f"{name} has layers without attention, which carry their state from one document to "
             "the next; turn isolate_documents off."
@@ -233,10 +306,14 @@ def _isolating_mask(
             f"isolating documents needs positions that begin anew in each, which {name} does not "
             "take or was not given; turn isolate_documents off."
         )
+
+
+def _isolating_mask(model: PreTrainedModel, document_ids: Tensor) -> Tensor | None:
+    config = model.config.get_text_config()
     attention = config._attn_implementation
-    if "flash" in attention or "flex" in attention or getattr(config, "sliding_window", None):
-        # FlashAttention and FlexAttention take no mask, and sliding windows need one more: there
-        # transformers finds the documents by their positions.
+    if "flex" in attention or getattr(config, "sliding_window", None):
+        # FlexAttention takes no such mask, and sliding windows need one more: there transformers
+        # finds the documents by their positions, in each row.
         _check_mask_is_made(attention)
         return None
     mask = block_diagonal_causal_mask(document_ids)
@@ -259,12 +336,6 @@ def _check_mask_is_made(attention: str) -> None:
 
 def _accepts(module: nn.Module, parameter: str) -> bool:
     return parameter in inspect.signature(module.forward).parameters
-
-
-def _unwrap(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside a peft model (adapters are part of its layers)."""
-    inner = getattr(model, "get_base_model", None)
-    return inner() if callable(inner) else model  # type: ignore[return-value]
 
 
 def _is_prompt_learning(model: nn.Module) -> bool:

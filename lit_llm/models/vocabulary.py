@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from torch import nn
+
+from lit_llm.errors import UserError
+from lit_llm.models.adapters import unwrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,3 +42,24 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+
+
+def set_stop_tokens(model: nn.Module, token_ids: Sequence[int]) -> None:
+    """Makes ``generate`` end at any of these tokens, in the folder a model is exported to as well.
+
+    A chat model ends its turn with a token of the template and a text with EOS; transformers stops
+    at what the generation config names.
+
+    Args:
+        model: A transformers model, possibly wrapped by peft.
+        token_ids: Ids of the tokens, the tokenizer's EOS among them.
+
+    Raises:
+        UserError: There are none, or the model cannot produce one of them.
+    """
+    inner: Any = unwrap(model)
+    ids = list(dict.fromkeys(token_ids))
+    size = inner.config.get_text_config().vocab_size
+    if not ids or not all(0 <= index < size for index in ids):
+        raise UserError(f"stop tokens {ids}: give ids of the model's vocabulary of {size} tokens.")
+    inner.generation_config.eos_token_id = ids[0] if len(ids) == 1 else ids

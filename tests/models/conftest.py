@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -97,3 +98,58 @@ def tokenizer():
         eos_token="<eos>",
         chat_template="{% for m in messages %}{{ m['content'] }}<eos>{% endfor %}",
     )
+
+
+@pytest.fixture
+def write_gguf():
+    """Writes a llama model of transformers, and a tokenizer, the way llama.cpp's converter does."""
+    import gguf
+
+    def permuted(weight, heads: int):
+        """Rotary pairs side by side, where transformers has them half a head apart."""
+        rows, columns = weight.shape
+        halves = weight.reshape(heads, 2, rows // heads // 2, columns)
+        return halves.transpose(1, 2).reshape(rows, columns)
+
+    def write(path, model, tokenizer=None) -> None:
+        config = model.config
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_name("tiny")
+        writer.add_context_length(config.max_position_embeddings)
+        writer.add_block_count(config.num_hidden_layers)
+        writer.add_embedding_length(config.hidden_size)
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count(config.num_attention_heads)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+        writer.add_vocab_size(config.vocab_size)
+        if tokenizer is not None:
+            vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+            special = set(tokenizer.all_special_tokens)
+            state = json.loads(tokenizer.backend_tokenizer.to_str())
+            writer.add_tokenizer_model("gpt2")
+            writer.add_tokenizer_pre("gpt-2")
+            writer.add_token_list(vocabulary)
+            writer.add_token_types([3 if token in special else 1 for token in vocabulary])
+            writer.add_token_merges([" ".join(pair) for pair in state["model"]["merges"]])
+            writer.add_bos_token_id(tokenizer.bos_token_id)
+            writer.add_eos_token_id(tokenizer.eos_token_id)
+            writer.add_pad_token_id(tokenizer.pad_token_id)
+            writer.add_chat_template(tokenizer.chat_template)
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+        for name, weight in model.state_dict().items():
+            if name == "lm_head.weight" and config.tie_word_embeddings:
+                continue
+            if ".q_proj." in name:
+                weight = permuted(weight, config.num_attention_heads)
+            if ".k_proj." in name:
+                weight = permuted(weight, config.num_key_value_heads)
+            writer.add_tensor(names.get_name(name, (".weight",)), weight.contiguous().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    return write

@@ -17,6 +17,7 @@ from lit_llm.models import (
     build_model,
     preset_config,
     resolve_config,
+    set_stop_tokens,
     vocabulary_of,
 )
 
@@ -234,10 +235,64 @@ def test_old_names_of_fields_are_known() -> None:
 def test_vocabulary_that_does_not_fit(tiny_config, saved: Path) -> None:
     for config, cure in (
         (BaseModelConfig(config=tiny_config("llama")), "leave vocab_size out"),
-        (BaseModelConfig(pretrained=str(saved)), "tokenizer that came with"),
+        (
+            BaseModelConfig(pretrained=str(saved)),
+            "or set resize_embeddings",
+        ),
+        (BaseModelConfig(config=tiny_config("llama"), resize_embeddings=True), "leave vocab_size"),
     ):
         _refused(config, "98", "97", cure, vocab_size=98)
         assert build_model(config, vocab_size=97).config.vocab_size == 97
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_larger_tokenizer_gets_new_rows_when_asked_for(
+    tiny_model, tmp_path: Path, tied: bool
+) -> None:
+    from lit_llm.models import export_model
+
+    original = tiny_model("llama", tie_word_embeddings=tied)
+    original.save_pretrained(tmp_path / "model")
+    config = BaseModelConfig(pretrained=str(tmp_path / "model"), resize_embeddings=True)
+    assert resolve_config(config, vocab_size=101).vocab_size == 101
+    assert resolve_config(config, vocab_size=90).vocab_size == 97
+    model = build_model(config, vocab_size=101, eos_token_id=100)
+    assert (model.config.vocab_size, model.generation_config.eos_token_id) == (101, 100)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+    for new, old in (
+        (model.model.embed_tokens.weight, original.model.embed_tokens.weight),
+        (model.lm_head.weight, original.lm_head.weight),
+    ):
+        assert torch.equal(new[:97], old)
+        assert new.shape == (101, 32)
+        # Near the mean of the old rows: much nearer than these are to it.
+        distance = (new[97:] - old.mean(0)).norm(dim=1)
+        assert distance.max() < 0.1 * (old - old.mean(0)).norm(dim=1).min()
+    tokens = torch.tensor([[1, 97, 100]])
+    assert model.eval()(tokens).logits.shape == (1, 3, 101)
+    export_model(model, None, tmp_path / "grown")
+    same = build_model(config, vocab_size=97)
+    assert torch.equal(same.model.embed_tokens.weight, original.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_stop_tokens_reach_the_exported_folder(tiny_model, tmp_path: Path, wrapped: bool) -> None:
+    from lit_llm.models import AdapterConfig, add_adapter, export_model, merged_copy
+
+    model = tiny_model("llama")
+    if wrapped:
+        model = add_adapter(model, AdapterConfig(r=2))
+    for ids, expected in (([7], 7), ([7, 2, 7], [7, 2])):
+        set_stop_tokens(model, ids)
+        folder = export_model(merged_copy(model), None, tmp_path / "model")
+        values = json.loads((folder / "generation_config.json").read_text())
+        assert values["eos_token_id"] == expected
+    # Building it again with a tokenizer that knows one of them loses neither.
+    again = build_model(BaseModelConfig(pretrained=str(folder)), vocab_size=97, eos_token_id=7)
+    assert again.generation_config.eos_token_id == [7, 2]
+    for wrong in ([], [97], [-1]):
+        with pytest.raises(UserError, match="stop tokens"):
+            set_stop_tokens(model, wrong)
 
 
 def test_sequence_longer_than_the_positions(tiny_config, saved: Path) -> None:
