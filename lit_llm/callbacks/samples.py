@@ -1,17 +1,13 @@
 """Continuations of fixed prompts, written while a model trains."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_llm.callbacks.exact_resume import rng_state, set_rng_state
+from lit_llm.callbacks.table import GrowingTable
 from lit_llm.errors import UserError
-from lit_llm.strategies.checkpoint_io import write_text
+from lit_llm.rollout.generation import GenerationConfig, generate
 
 
 class SampleContinuations(Callback):
@@ -39,15 +35,17 @@ class SampleContinuations(Callback):
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.seed = seed
-        self._rows: list[list[Any]] = []
+        self._table = GrowingTable("samples", ["prompt", "continuation"])
+        if max_new_tokens > 0:  # a bad setting is better said now than after hours
+            self._config()
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the rows, so that a resumed run's table has no hole."""
-        return {"rows": self._rows}
+        return {"rows": self._table.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the rows up again."""
-        self._rows = state_dict["rows"]
+        self._table.rows = state_dict["rows"]
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,52 +55,24 @@ class SampleContinuations(Callback):
             return
         if self.prompts is None:
             self.prompts = _beginnings(datamodule)
-        new = [
-            [trainer.global_step, prompt, text]
-            for prompt, text in zip(
-                self.prompts, self._continue(pl_module, datamodule), strict=True
-            )
-        ]
-        self._rows = [row for row in self._rows if row[0] != trainer.global_step] + new
-        path = Path(trainer.default_root_dir) / "samples.jsonl"
-        lines = (
-            json.dumps({"step": step, "prompt": prompt, "continuation": text}, ensure_ascii=False)
-            for step, prompt, text in self._rows
-        )
-        write_text(path, "\n".join(lines) + "\n")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                columns = ["step", "prompt", "continuation"]
-                logger.log_table("samples", columns=columns, data=self._rows)
+        texts = self._continue(pl_module, datamodule.tokenizer, self.prompts)
+        self._table.put(trainer, [list(row) for row in zip(self.prompts, texts, strict=True)])
 
-    def _continue(self, pl_module: Any, datamodule: Any) -> list[str]:
-        """Continue the prompts one by one, without moving the training's random numbers."""
-        state, training = rng_state(), pl_module.model.training
-        torch.manual_seed(self.seed)
-        pl_module.model.eval()
-        tokenizer, texts = datamodule.tokenizer, []
-        config = pl_module.model.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None) or 2**31
-        new = min(self.max_new_tokens, positions - 1)
-        try:
-            for prompt in self.prompts or []:
-                ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(pl_module.device)
-                ids = ids[:, -(positions - new) :]
-                with torch.no_grad():
-                    output = pl_module.model.generate(
-                        input_ids=ids,
-                        attention_mask=torch.ones_like(ids),
-                        max_new_tokens=new,
-                        do_sample=self.temperature > 0,
-                        temperature=self.temperature or None,
-                        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-                        eos_token_id=tokenizer.eos_token_id,
-                    )
-                texts.append(tokenizer.decode(output[0, ids.shape[1] :]))
-        finally:
-            pl_module.model.train(training)
-            set_rng_state(state)
-        return texts
+    def _config(self) -> GenerationConfig:
+        return GenerationConfig(self.max_new_tokens, self.temperature)
+
+    def _continue(self, pl_module: Any, tokenizer: Any, prompts: list[str]) -> list[str]:
+        """Continue the prompts, up to the end of the text where the model ends it."""
+        end = tokenizer.eos_token_id
+        responses = generate(
+            pl_module.model,
+            [tokenizer(prompt)["input_ids"] for prompt in prompts],
+            self._config(),
+            pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            stop_token_ids=[end],
+            seed=self.seed,
+        )
+        return [tokenizer.decode(ids + [end] * stopped) for ids, stopped in responses]
 
 
 def _beginnings(datamodule: Any, count: int = 3, characters: int = 60) -> list[str]:

@@ -1,5 +1,6 @@
 """Sampling continues prompts and leaves no trace in training."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -64,3 +65,31 @@ def test_the_check_before_training_is_not_sampled(tmp_path):
 def test_an_empty_prompt_is_refused():
     with pytest.raises(UserError, match="prompt"):
         SampleContinuations(prompts=["a", ""])
+
+
+def test_a_continuation_is_the_model_s_up_to_the_end_of_the_text(tmp_path):
+    trainer, module = parts(tmp_path)
+    tokenizer = trainer.datamodule.tokenizer
+    prompt = ids = tokenizer("the red")["input_ids"]
+    module.model.eval()
+    with torch.no_grad():
+        for _ in range(5):
+            logits = module.model(input_ids=torch.tensor([ids])).logits[0, -1]
+            ids = [*ids, int(logits.argmax())]
+    said = ids[len(prompt) :]
+    texts = []
+    for end in (tokenizer.eos_token, tokenizer.convert_ids_to_tokens(said[2])):
+        tokenizer.eos_token = end
+        callback = SampleContinuations(prompts=["the red"], max_new_tokens=5, temperature=0)
+        callback.on_validation_end(trainer, module)
+        texts.append(callback.state_dict()["rows"][0][2])
+    # The end itself is shown, so that a model that ends its texts can be told from one that cannot.
+    assert texts == [tokenizer.decode(said), tokenizer.decode(said[: said.index(said[2]) + 1])]
+    row = json.loads((tmp_path / "samples.jsonl").read_text())
+    assert row == {"step": 7, "prompt": "the red", "continuation": texts[1]}
+
+
+def test_a_setting_that_cannot_work_is_refused_before_training():
+    with pytest.raises(UserError, match="temperature"):
+        SampleContinuations(temperature=-1.0)
+    SampleContinuations(max_new_tokens=0)  # turns it off
