@@ -5,12 +5,14 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info
@@ -18,7 +20,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_llm.callbacks.checkpoint import StepCheckpoint
 from lit_llm.callbacks.exact_resume import ExactResume
 from lit_llm.callbacks.graceful_stop import GracefulStop, RunStopped
-from lit_llm.callbacks.loggers import LoggingConfig, build_loggers
+from lit_llm.callbacks.guards import Guards
+from lit_llm.callbacks.loggers import LoggingConfig, build_loggers, finish_loggers
 from lit_llm.callbacks.progress import Progress
 from lit_llm.callbacks.samples import SampleContinuations
 from lit_llm.callbacks.throughput import Throughput
@@ -38,6 +41,9 @@ _NOISE = (
     r".*is smaller than the logging interval.*",
 )
 
+# What the module must know of the data: the command line takes it from there.
+_SHARED = {"tokenizer", "seq_len", "chat_template", "pad_token"}
+
 _SOURCES = ("--data.sources", "--data.val_sources")
 
 # These write and read checkpoints themselves and refuse a plugin for it.
@@ -52,6 +58,7 @@ class RecipeCLI(LightningCLI):
         data_class: The stage's LightningDataModule.
         output_dir: Where the run goes by default.
         config: YAML with the recipe's defaults.
+        samples: What shows, at every validation, what the model says.
         args: Command line arguments; ``None`` takes those of the process.
     """
 
@@ -62,12 +69,15 @@ class RecipeCLI(LightningCLI):
         *,
         output_dir: str,
         config: Path,
+        samples: type[Callback] = SampleContinuations,
         args: list[str] | None = None,
     ) -> None:
         for message in _NOISE:
             warnings.filterwarnings("ignore", message="\\s*" + message, module=r"lightning.*")
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
         self._default_output_dir = output_dir
+        self._samples_class = samples
+        self._module_class, self._data_class = module_class, data_class
         self.results: dict[str, Any] = {}
         super().__init__(
             module_class,
@@ -77,7 +87,7 @@ class RecipeCLI(LightningCLI):
             save_config_callback=None,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            trainer_defaults={"callbacks": [Progress(), ExactResume(), GracefulStop()]},
+            trainer_defaults={"callbacks": [Progress(), ExactResume(), GracefulStop(), Guards()]},
             parser_kwargs={"default_config_files": [str(config)]},
         )
 
@@ -104,15 +114,21 @@ class RecipeCLI(LightningCLI):
             help="auto: go on from the newest checkpoint in output_dir; never: start over; "
             "or the path of a checkpoint.",
         )
+        parser.add_argument(
+            "--inspect",
+            action="store_true",
+            help="Show the first batch (what is trained, masked, padding) and end.",
+        )
         parser.add_class_arguments(LoggingConfig, "logging")
         parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Throughput, "throughput")
-        parser.add_lightning_class_args(SampleContinuations, "samples")
+        parser.add_lightning_class_args(self._samples_class, "samples")
         parser.link_arguments(
             "output_dir", "checkpoint.dirpath", compute_fn=lambda path: f"{path}/checkpoints"
         )
-        parser.link_arguments("data.tokenizer", "model.tokenizer")
-        parser.link_arguments("data.seq_len", "model.seq_len")
+        names = signature(self._data_class).parameters.keys()
+        for name in _SHARED & names & signature(self._module_class).parameters.keys():
+            parser.link_arguments(f"data.{name}", f"model.{name}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with a path alone for a list of sources: ``--data.sources my.txt``.
@@ -120,6 +136,9 @@ class RecipeCLI(LightningCLI):
         jsonargparse would read a list's items from a file of that name.
         """
         self.config = parser.parse_args(_listed_sources(sys.argv[1:] if args is None else args))
+        if self.config["data"].get("tokenizer") is None:
+            pretrained = self.config["model"]["base"].get("pretrained")
+            self.config["data"]["tokenizer"] = self.config["model"]["tokenizer"] = pretrained
 
     @property
     def output_dir(self) -> Path:
@@ -178,6 +197,16 @@ class RecipeCLI(LightningCLI):
             from lit_llm.data.card import write_card
 
             write_card(self.output_dir / "data.md", card(self.output_dir.name))
+        if self.config["inspect"]:
+            self._inspect()
+
+    def _inspect(self) -> None:
+        from rich.console import Console
+
+        from lit_llm.data.batch_report import batch_report
+
+        Console().print(batch_report(self.datamodule.first_batch(), self.datamodule.tokenizer))
+        raise SystemExit(0)
 
     # ----- the steps of a recipe ----------------------------------------------------------------
 
@@ -223,23 +252,39 @@ class RecipeCLI(LightningCLI):
             write_text(self.output_dir / "evaluation.json", json.dumps(self.results, indent=2))
 
     def export(self) -> None:
-        """Write the model as a Hugging Face folder if ``--export_dir`` asks for it."""
-        folder = self.config["export_dir"]
-        if folder is None or not self.trainer.is_global_zero:
+        """Write the model as a Hugging Face folder if ``--export_dir`` asks for it.
+
+        Adapters are written as a peft folder in any case, and merged into the exported model.
+        """
+        folder, model = self.config["export_dir"], self.model.model
+        if not self.trainer.is_global_zero:
+            return
+        from lit_llm.models.adapters import is_adapted, merged_copy, save_adapter
+
+        if is_adapted(model):
+            print(f"adapter: {save_adapter(model, self.output_dir / 'adapter')}")
+        if folder is None:
             return
         from lit_llm.models.export import export_model
 
-        export_model(self.model.model, self.datamodule.tokenizer, Path(folder))
+        export_model(merged_copy(model), self.datamodule.tokenizer, Path(folder))
         print(f"exported to {folder}")
 
-    def report(self) -> None:
-        """Write ``report.md`` with curves, settings, versions, data and samples; print a table."""
+    def report(
+        self, references: Callable[[Any], dict[str, dict[str, float]]] | None = None
+    ) -> None:
+        """Write ``report.md`` with curves, settings, versions, data and samples; print a table.
+
+        Args:
+            references: Measures what the model is compared with on the data module's held-out text.
+        """
         if not self.trainer.is_global_zero:
             return
-        from lit_llm.evaluation.references import reference_measures
+        finish_loggers(self.trainer.loggers)
         from lit_llm.evaluation.report import results_table, write_report
 
-        self.results |= reference_measures(self.datamodule)
+        if references is not None:
+            self.results |= references(self.datamodule)
         rows = self.results
         path = write_report(
             self.output_dir, self.settings, rows, self.datamodule.corpus_report(), self.ckpt_path

@@ -1,4 +1,4 @@
-"""The life of a small language model from one command, on the text that comes with Python.
+"""The life of a small language model from one command, on what comes with Python.
 
     python recipes/lifecycle.py
     python recipes/lifecycle.py --from pretrain
@@ -12,13 +12,15 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 import pretrain
+import sft
 import tokenizer
 
 from lit_llm.console import recipe
 from lit_llm.errors import UserError
 
 MARGIN = 0.15  # by which the model must beat the unigram model and gzip, in bits per byte
-STAGES = {"tokenizer": tokenizer.main, "pretrain": pretrain.main}
+WELL_FORMED = 0.8  # share of held-out questions that must be answered in form and with an end
+STAGES = {"tokenizer": tokenizer.main, "pretrain": pretrain.main, "sft": sft.main}
 CONFIGS = Path(__file__).parent / "configs" / "lifecycle"
 
 
@@ -41,12 +43,19 @@ def main(args: list[str] | None = None) -> None:
             f"--data.tokenizer={folder}/tokenizer",
             f"--data.cache_dir={folder}/cache",
         ],
+        "sft": [
+            f"--output_dir={folder}/sft",
+            f"--export_dir={folder}/sft/model",
+            f"--model.base.pretrained={folder}/pretrain/model",
+            f"--data.cache_dir={folder}/cache",
+        ],
     }
+    checks = {"pretrain": check_margin, "sft": check_answers}
     for name in names[names.index(chosen.first) : names.index(chosen.last) + 1]:
         print(f"\n=== {name} ===", flush=True)
         run = STAGES[name]([f"--config={CONFIGS / name}.yaml", *links[name], *changed[name]])
         if run is not None:
-            check_margin(run.results)
+            checks[name](run.results)
 
 
 def stage_overrides(args: list[str]) -> dict[str, list[str]]:
@@ -76,6 +85,20 @@ def check_margin(results: dict[str, dict[str, float]]) -> None:
             f"{reference:.3f}: it must be {MARGIN:.0%} below; train it longer"
         )
     print(f"{share:.0%} fewer bits per byte than the better reference ({MARGIN:.0%} is required)")
+
+
+def check_answers(results: dict[str, dict[str, float]]) -> None:
+    """Say whether the model answers in the trained form and stops, and fail if it does not."""
+    before, after = (results[name]["well_formed_rate"] for name in ("before", "after"))
+    if after < WELL_FORMED:
+        raise UserError(
+            f"{after:.0%} of the answers to held-out questions have the trained form and end by "
+            f"themselves: it must be {WELL_FORMED:.0%}; train it longer"
+        )
+    print(
+        f"{after:.0%} of the answers are well formed and end by themselves, {before:.0%} before "
+        f"({WELL_FORMED:.0%} is required)"
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from lit_llm.cli import RecipeCLI
 from lit_llm.console import recipe
 from lit_llm.data.text import TextDataModule
+from lit_llm.evaluation.references import reference_measures
 from lit_llm.modules.causal_lm import CausalLMModule
 
 
@@ -30,7 +31,7 @@ def main(args: list[str] | None = None) -> RecipeCLI:
     cli.fit()
     cli.test("after")
     cli.export()
-    cli.report()
+    cli.report(reference_measures)
     return cli
 
 

@@ -42,6 +42,19 @@ def wandb_logged_in() -> bool:
         return False
 
 
+def finish_loggers(loggers: list[Logger]) -> None:
+    """End what the loggers have open; the next stage in this process would write into it.
+
+    Args:
+        loggers: The loggers of a run that is over.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            wandb.finish()
+
+
 def build_loggers(
     config: LoggingConfig, output_dir: Path, wandb_id: str | None = None
 ) -> list[Logger]:

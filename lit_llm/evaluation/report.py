@@ -16,17 +16,38 @@ _PACKAGES = ("lit_llm", "torch", "lightning", "transformers", "datasets", "token
 _CURVES = (
     ("loss (nats a token)", ("train/loss", "val/loss")),
     ("bits per byte", ("val/bits_per_byte",)),
+    ("answers", ("val/stop_rate", "val/well_formed_rate", "val/rouge_l")),
     ("learning rate", ("train/lr",)),
     ("gradient norm", ("train/grad_norm",)),
     ("tokens a second", ("perf/tokens_per_s",)),
     ("tokens seen", ("data/tokens/",)),
 )
 
+_ANSWERS_SHOWN = 12
+_COLUMNS = (
+    "perplexity",
+    "bits_per_byte",
+    "loss",
+    "token_accuracy",
+    "stop_rate",
+    "well_formed_rate",
+    "rouge_l",
+)
+_LEGEND = {
+    "before": "before and after: this model, before and after training",
+    "unigram": "unigram: token frequencies of the training text, add-one smoothing",
+    "gzip": "gzip: the held-out text compressed by `gzip -9`",
+    "bits_per_byte": "lower is better, but for accuracy",
+    "stop_rate": "stop rate: share of generated answers that end by themselves",
+    "well_formed_rate": "well formed: those that also have the form of the trained answers",
+    "rouge_l": "rouge l: overlap of the answers with the references "
+    "(longest common subsequence, F-measure)",
+}
+
 
 def results_table(rows: dict[str, dict[str, float]]) -> str:
     """Lay out measures as a Markdown table; columns that no row has are left out."""
-    columns = ("perplexity", "bits_per_byte", "loss", "token_accuracy")
-    present = [column for column in columns if any(column in row for row in rows.values())]
+    present = [column for column in _COLUMNS if any(column in row for row in rows.values())]
     lines = [
         "| held-out text | " + " | ".join(name.replace("_", " ") for name in present) + " |",
         "|---|" + "---:|" * len(present),
@@ -126,9 +147,7 @@ def write_report(
         f"`{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`",
         "## Held-out text",
         results_table(results),
-        "before and after: this model, before and after training; unigram: token frequencies of the"
-        " training text, add-one smoothing; gzip: the held-out text compressed by `gzip -9`."
-        " All on the same text; lower is better but for accuracy.",
+        _legend(results),
         "## Curves",
         "![curves](curves.png)",
     ]
@@ -141,6 +160,14 @@ def write_report(
             f"Step {row['step']}:\n\n```text\n{row['prompt']} ⟶ {row['continuation']}\n```"
             for row in samples
         ]
+    answers = _last_samples(folder / "test_answers.jsonl")
+    if answers:
+        parts.append("## Answers to held-out questions")
+        parts += [
+            f"```text\n{row['question']}\n⟶ {row['answer']}{'' if row['stopped'] else ' …'}\n"
+            f"  (reference: {row['reference']})\n```"
+            for row in answers[:_ANSWERS_SHOWN]
+        ]
     parts += [
         "## Data",
         _fenced(yaml.safe_dump(corpus, sort_keys=False, allow_unicode=True), "yaml"),
@@ -152,6 +179,11 @@ def write_report(
     path = folder / "report.md"
     write_text(path, "\n\n".join(parts) + "\n")
     return path
+
+
+def _legend(results: dict[str, dict[str, float]]) -> str:
+    shown = results.keys() | {column for row in results.values() for column in row}
+    return "; ".join(text for name, text in _LEGEND.items() if name in shown) + "."
 
 
 def _fenced(text: str, language: str) -> str:

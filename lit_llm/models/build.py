@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -80,6 +81,7 @@ def build_model(
     """
     ids = {"pad": pad_token_id, "bos": bos_token_id, "eos": eos_token_id}
     hf_config = _loaded_config(config, vocab_size, ids, seq_len)
+    _keep_bars_out_of_logs()
     if config.attn_implementation == BLOCKED:
         register_blocked_attention()
     options = {
@@ -114,6 +116,14 @@ def build_model(
         enable = getattr(model, "activation_checkpointing_enable", None)  # its name from 5.x on
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     return model.train()
+
+
+def _keep_bars_out_of_logs() -> None:
+    """Where there is no screen, transformers' progress bars would fill the log."""
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
 
 
 def resolve_config(

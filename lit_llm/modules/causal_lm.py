@@ -4,7 +4,7 @@ Shapes: B batch, T sequence, V vocabulary.
 """
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -78,12 +78,24 @@ class CausalLMModule(BaseModule):
         """Build the model, once; strategies call this where its weights should come to life."""
         if self.model is not None:
             return
-        vocabulary: dict[str, Any] = {}
-        if self.tokenizer_path is not None:
-            vocabulary = {**vocabulary_of(load_tokenizer(self.tokenizer_path))}
-        self.model = build_model(self.base, seq_len=self.seq_len, **vocabulary)
+        tokenizer = None if self.tokenizer_path is None else self.load_tokenizer()
+        self.model = self.build_model(tokenizer)
         if self.base.compile:
             compile_blocks(self.model)
+
+    def load_tokenizer(self) -> Any:
+        """Load the tokenizer that fixes the vocabulary and the special ids."""
+        return load_tokenizer(str(self.tokenizer_path))
+
+    def build_model(self, tokenizer: Any | None, quantization: Literal["nf4"] | None = None) -> Any:
+        """Build or load the model.
+
+        Args:
+            tokenizer: What it must fit; ``None`` leaves the vocabulary to the config.
+            quantization: Hold the weights in 4 bits, where only adapters are trained.
+        """
+        vocabulary: dict[str, Any] = {} if tokenizer is None else {**vocabulary_of(tokenizer)}
+        return build_model(self.base, seq_len=self.seq_len, quantization=quantization, **vocabulary)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Describe the architecture itself, so that loading needs neither tokenizer nor Hub."""
@@ -99,7 +111,7 @@ class CausalLMModule(BaseModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return this micro-batch's share of the mean loss over the global batch's tokens."""
-        sums = causal_lm_loss(self.model, **_model_inputs(batch), z_loss=self.z_loss)
+        sums = causal_lm_loss(self.model, **model_inputs(batch), z_loss=self.z_loss)
         if batch_idx % self.trainer.accumulate_grad_batches == 0 or self._window_nll is None:
             self._window_nll = torch.zeros_like(sums.nll)
         self._window_nll += sums.nll
@@ -127,7 +139,7 @@ class CausalLMModule(BaseModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add the batch's token losses to the sums."""
-        nll, correct, is_target = causal_lm_statistics(self.model, **_model_inputs(batch))
+        nll, correct, is_target = causal_lm_statistics(self.model, **model_inputs(batch))
         num_bytes = None
         if self._token_bytes is not None:
             # A position predicts the token after it; the last one predicts nothing.
@@ -155,7 +167,7 @@ class CausalLMModule(BaseModule):
             self.log(f"{stage}/{name}", value, prog_bar=name == "loss")
 
 
-def _model_inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
+def model_inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
     """Leave out what the batch carries for others: sources and token counts."""
     names = ("input_ids", "labels", "attention_mask", "position_ids", "document_ids")
     return {name: batch[name] for name in names if name in batch}

@@ -11,7 +11,7 @@ from lit_llm.strategies.checkpoint_io import read_checkpoint
 
 # What may differ between a run and its continuation without changing what is trained.
 _FREE = re.compile(
-    r"^(output_dir|export_dir|resume|config|logging|checkpoint|samples|throughput"
+    r"^(output_dir|export_dir|resume|config|inspect|logging|checkpoint|samples|throughput"
     r"|data\.(num_workers|cache_dir|val_.*)"
     r"|trainer\.(?!accumulate_grad_batches|gradient_clip|precision|max_steps|max_epochs|limit_train)\w+)(\.|$)"
 )

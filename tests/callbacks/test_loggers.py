@@ -51,10 +51,9 @@ def test_a_resumed_run_stays_one_offline_run_with_its_table(tiny, tmp_path, monk
     pretrain.main([*first, "--trainer.max_steps=4"])
     import wandb
 
-    wandb.finish()
+    assert wandb.run is None, "the run is over, so that the next stage gets one of its own"
     checkpoint = next((tmp_path / "checkpoints").glob("step=00000004.ckpt"))
     pretrain.main([*first, f"--resume={checkpoint}"])
-    wandb.finish()
     files = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 2
     assert len({file.name for file in files}) == 1, "a resumed run must keep its id"

@@ -76,3 +76,55 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
     return folder
+
+
+def write_chats(path: Path, conversations: int, seed: int) -> None:
+    """Write conversations of one or two rounds that answer with a word of the question."""
+    import json
+
+    rng = random.Random(seed)
+    lines = []
+    for number in range(conversations):
+        messages = []
+        for _ in range(rng.choice([1, 1, 2])):
+            word = rng.choice(WORDS)
+            filler = " ".join(rng.choices(WORDS, k=rng.randint(1, 8)))
+            messages += [
+                {"role": "user", "content": f"say {word} {seed} {number} {filler}"},
+                {"role": "assistant", "content": f"{word} {word}"},
+            ]
+        lines.append(json.dumps({"messages": messages}))
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, two sources of conversations and ``sft.yaml``."""
+    import torch
+
+    from lit_llm.data.tokenizer import load_tokenizer
+    from lit_llm.models import BaseModelConfig, build_model, export_model, vocabulary_of
+
+    folder = tmp_path_factory.mktemp("tiny_chat")
+    write_chats(folder / "first.jsonl", 300, seed=1)
+    write_chats(folder / "second.jsonl", 100, seed=2)
+    settings = yaml.safe_load((tiny / "tiny.yaml").read_text())
+    tokenizer = load_tokenizer(tiny / "tokenizer")
+    torch.manual_seed(0)
+    base = BaseModelConfig(config=settings["model"]["base"]["config"])
+    model = build_model(base, seq_len=128, **vocabulary_of(tokenizer))
+    export_model(model, tokenizer, folder / "model")
+    settings["data"] = {
+        "sources": [
+            {"path": str(folder / "first.jsonl"), "weight": 3.0},
+            {"path": str(folder / "second.jsonl"), "weight": 1.0},
+        ],
+        "seq_len": 96,
+        "micro_batch_size": 2,
+        "cache_dir": str(folder / "cache"),
+    }
+    settings["model"] = {"base": {"pretrained": str(folder / "model"), "dropout": 0.1}}
+    settings["samples"] = {"count": 3, "test_count": 5, "max_new_tokens": 6}
+    settings["trainer"]["val_check_interval"] = 8
+    (folder / "sft.yaml").write_text(yaml.safe_dump(settings))
+    return folder

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,18 +13,42 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-def command(tiny: Path, output: Path, *extra: str) -> list[str]:
-    """The pre-training recipe with shuffling, mixing, accumulation, workers and dropout on."""
-    return [
-        sys.executable,
-        str(ROOT / "recipes" / "pretrain.py"),
-        f"--config={tiny / 'tiny.yaml'}",
-        f"--output_dir={output}",
-        "--data.num_workers=2",
-        "--data.isolate_documents=true",  # windows with different numbers of targets
-        "--trainer.max_steps=40",
-        *extra,
-    ]
+class Stage(NamedTuple):
+    """A recipe with shuffling, mixing, accumulation, workers and dropout on."""
+
+    recipe: str
+    config: Path
+    extra: tuple[str, ...]
+    datamodule: str
+
+    def command(self, output: Path, *more: str) -> list[str]:
+        return [
+            sys.executable,
+            str(ROOT / "recipes" / f"{self.recipe}.py"),
+            f"--config={self.config}",
+            f"--output_dir={output}",
+            "--data.num_workers=2",
+            "--trainer.max_steps=40",
+            *self.extra,
+            *more,
+        ]
+
+
+@pytest.fixture(scope="module")
+def pretraining(tiny: Path) -> Stage:
+    isolated = ("--data.isolate_documents=true",)  # windows with different numbers of targets
+    return Stage("pretrain", tiny / "tiny.yaml", isolated, "TextDataModule")
+
+
+@pytest.fixture(scope="module")
+def stage(request: pytest.FixtureRequest, pretraining: Stage, tiny_chat: Path) -> Stage:
+    """Pre-training, and fine-tuning of all weights and of adapters."""
+    if request.param == "pretrain":
+        return pretraining
+    extra = ("--model.neftune_alpha=5", "--samples.test_count=0", "--samples.count=1")
+    if request.param == "lora":
+        extra += ("--model.adapter.method=lora", "--model.adapter.dropout=0.1")
+    return Stage("sft", tiny_chat / "sft.yaml", extra, "InstructionDataModule")
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
@@ -59,20 +83,29 @@ def assert_equal(first: Any, second: Any, where: str = "") -> None:
 
 
 @pytest.fixture(scope="module")
-def straight(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def straight(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The run that nobody disturbs."""
     output = tmp_path_factory.mktemp("straight")
-    subprocess.run(command(tiny, output), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(stage.command(output), check=True, stdout=subprocess.DEVNULL)
     return final_state(output)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [
+        ("pretrain", signal.SIGKILL),
+        ("pretrain", signal.SIGTERM),
+        ("full", signal.SIGKILL),
+        ("lora", signal.SIGKILL),
+    ],
+    indirect=["stage"],
+)
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    number: signal.Signals, tiny: Path, tmp_path: Path, straight: dict[str, Any]
+    number: signal.Signals, stage: Stage, tmp_path: Path, straight: dict[str, Any]
 ) -> None:
     process = subprocess.Popen(
-        command(tiny, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        stage.command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     wait_for(tmp_path / "checkpoints" / "step=00000012.ckpt", process)
     process.send_signal(number)
@@ -86,7 +119,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         assert process.returncode == -signal.SIGKILL
     # Killed again before it has saved anything new: what it resumed from must still be whole.
     process = subprocess.Popen(
-        command(tiny, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        stage.command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -94,22 +127,24 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
             break
     process.kill()
     process.communicate()
-    again = subprocess.run(command(tiny, tmp_path), check=True, capture_output=True)
+    again = subprocess.run(stage.command(tmp_path), check=True, capture_output=True)
     assert b"Resuming from" in again.stdout + again.stderr
     for path in (tmp_path / "checkpoints").glob("step=*.ckpt"):
         state = torch.load(path, weights_only=True)
-        assert state["TextDataModule"]["consumed"] == state["global_step"] * 2 * 2, path
+        assert state[stage.datamodule]["consumed"] == state["global_step"] * 2 * 2, path
     resumed = final_state(tmp_path)
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "rng", "TextDataModule"):
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "rng", stage.datamodule):
         assert_equal(straight[part], resumed[part], part)
     assert straight["global_step"] == resumed["global_step"] == 40
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_of_two_ranks_saves_and_stops_both(tiny: Path, tmp_path: Path) -> None:
+def test_sigterm_to_one_of_two_ranks_saves_and_stops_both(
+    pretraining: Stage, tmp_path: Path
+) -> None:
     extra = ("--trainer.devices=2", "--trainer.strategy=ddp")
     process = subprocess.Popen(
-        command(tiny, tmp_path, *extra, "--trainer.max_steps=100000"),
+        pretraining.command(tmp_path, *extra, "--trainer.max_steps=100000"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
