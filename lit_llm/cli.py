@@ -190,6 +190,8 @@ class RecipeCLI(LightningCLI):
         that is gone. Under another launcher all ranks come here at once, and a lock lets one work.
         """
         self.datamodule.prepare_data()
+        if self.config["inspect"]:
+            self._inspect()
         if not self.trainer.is_global_zero:
             return
         card = getattr(self.datamodule, "corpus_card", None)
@@ -197,15 +199,15 @@ class RecipeCLI(LightningCLI):
             from lit_llm.data.card import write_card
 
             write_card(self.output_dir / "data.md", card(self.output_dir.name))
-        if self.config["inspect"]:
-            self._inspect()
 
     def _inspect(self) -> None:
         from rich.console import Console
 
         from lit_llm.data.batch_report import batch_report
 
-        Console().print(batch_report(self.datamodule.first_batch(), self.datamodule.tokenizer))
+        if self.trainer.is_global_zero:
+            batch = self.datamodule.first_batch()
+            Console().print(batch_report(batch, self.datamodule.tokenizer))
         raise SystemExit(0)
 
     # ----- the steps of a recipe ----------------------------------------------------------------

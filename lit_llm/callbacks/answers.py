@@ -4,6 +4,7 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_llm.callbacks.table import GrowingTable
 from lit_llm.errors import UserError
@@ -62,6 +63,13 @@ class SampleAnswers(Callback):
         """Take the rows up again."""
         self._table.rows = state_dict["rows"]
         self._test_table.rows = state_dict["test_rows"]
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over what the run wrote after its checkpoint."""
+        if trainer.global_step:
+            self._table.take_over(trainer)
+            self._test_table.take_over(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Answer, unless this is the check before training."""

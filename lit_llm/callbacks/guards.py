@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -24,7 +25,20 @@ class Guards(Callback):
         Raises:
             UserError: For the first thing that is wrong.
         """
-        check_learning_rate(pl_module, trainer.optimizers)
+        mistake = None
+        try:
+            self._check(trainer)
+        except UserError as error:
+            mistake = str(error)
+        if trainer.world_size > 1:  # a batch may be wrong on one rank only; all have to end
+            mistakes: list[str | None] = [None] * trainer.world_size
+            dist.all_gather_object(mistakes, mistake)
+            mistake = next((found for found in mistakes if found is not None), None)
+        if mistake is not None:
+            raise UserError(mistake)
+
+    def _check(self, trainer: Trainer) -> None:
+        check_learning_rate(trainer)
         datamodule: Any = getattr(trainer, "datamodule", None)
         if not hasattr(datamodule, "first_batch"):
             return
@@ -34,41 +48,49 @@ class Guards(Callback):
         check_targets(batch)
         check_beginnings(batch, tokenizer.bos_token_id, ends)
         stops = getattr(datamodule, "stop_token_ids", None)
-        if stops is not None:
-            whole = getattr(datamodule, "trains_everything", False)
-            check_answers(batch, stops, tokenizer, whole=whole)
+        if stops is None:
+            return
+        check_padding(tokenizer, stops)
+        masked = torch.isin(batch["source"], torch.tensor(datamodule.masked_sources))
+        if bool(masked.any()):
+            rows = {name: value[masked] for name, value in batch.items() if value.ndim}
+            check_answers(rows, stops, tokenizer)
 
 
-def check_learning_rate(pl_module: Any, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Refuse a run in which no parameter moves.
+def check_learning_rate(trainer: Any) -> None:
+    """Refuse a run in which no parameter moves for most of the time.
 
     Args:
-        pl_module: The module, with ``schedule`` and ``total_steps`` where it has a schedule.
-        optimizers: Its optimizers.
+        trainer: With its optimizers and schedulers.
 
     Raises:
-        UserError: No parameter is trained, or the learning rate is 0 for most of the run.
+        UserError: No parameter is trained, a schedule counts epochs, or the learning rate is 0 in
+            more than half of the steps.
     """
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     if not any(parameter.requires_grad for group in groups for parameter in group["params"]):
         raise UserError("the model has no trainable parameter; unfreeze some, or add an adapter")
     # A scheduler scales the rate that the optimizer was built with.
     rate = max(group.get("initial_lr", group["lr"]) for group in groups)
-    schedule, total = getattr(pl_module, "schedule", None), 1
-    if schedule is not None:
-        total = pl_module.total_steps()
-    looked_at = range(0, total, max(1, total // 1000))
-    moving = [rate * (schedule.factor(s, total) if schedule else 1.0) > 0 for s in looked_at]
-    if not any(moving):
-        raise UserError(
-            f"the learning rate is 0 in every step (peak {rate}); give model.optimizer an lr above "
-            "0 and look at model.schedule"
-        )
-    if sum(moving) < len(moving) / 2:
-        raise UserError(
-            f"the learning rate is 0 in {1 - sum(moving) / len(moving):.0%} of {total} steps, "
-            "after the warm-up; give model.schedule a longer decay or a min_factor above 0"
-        )
+    if rate == 0:
+        raise UserError("the learning rate is 0; give one above 0 (model.optimizer.init_args.lr)")
+    for config in trainer.lr_scheduler_configs:
+        if config.interval != "step":
+            raise UserError(
+                f"the learning rate moves once an {config.interval}, so a schedule of steps would "
+                'stay at its first value; return {"scheduler": ..., "interval": "step"} from '
+                "configure_optimizers"
+            )
+        factors = getattr(config.scheduler, "lr_lambdas", None)
+        total = trainer.lightning_module.total_steps()
+        if factors and total:
+            looked_at = range(0, total, max(1, total // 1000))
+            still = sum(factors[0](step) == 0 for step in looked_at) / len(looked_at)
+            if still > 0.5:
+                raise UserError(
+                    f"the learning rate is 0 in {still:.0%} of {total} steps, after the warm-up; "
+                    "give model.schedule a longer decay or a min_factor above 0"
+                )
 
 
 def check_targets(batch: dict[str, Tensor]) -> None:
@@ -107,19 +129,15 @@ def check_beginnings(
         )
 
 
-def check_answers(
-    batch: dict[str, Tensor], stop_token_ids: list[int], tokenizer: Any, *, whole: bool = False
-) -> None:
-    """Refuse masks that train the question, answers that never end, and padding that ends them.
+def check_padding(tokenizer: Any, stop_token_ids: list[int]) -> None:
+    """Refuse padding that is also an end.
 
     Args:
-        batch: A batch with ``labels``.
-        stop_token_ids: Tokens that end an answer.
         tokenizer: The tokenizer.
-        whole: The settings ask for all tokens to be trained.
+        stop_token_ids: Tokens that end an answer.
 
     Raises:
-        UserError: For the first that is so.
+        UserError: There is no padding token, or it ends an answer.
     """
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in stop_token_ids:
         raise UserError(
@@ -130,10 +148,23 @@ def check_answers(
             else "the tokenizer has no padding token; name one (data.pad_token), e.g. '<|pad|>' "
             "together with --model.base.resize_embeddings true"
         )
+
+
+def check_answers(batch: dict[str, Tensor], stop_token_ids: list[int], tokenizer: Any) -> None:
+    """Refuse masks that train the question, and answers that never end.
+
+    Args:
+        batch: Rows with ``labels``, of sources where only the answers should be targets.
+        stop_token_ids: Tokens that end an answer.
+        tokenizer: The tokenizer.
+
+    Raises:
+        UserError: For the first that is so.
+    """
     labels, real = batch["labels"], _real(batch)
     targets = (labels != IGNORED) & real
     # The first token of a text is never a target.
-    if not whole and int(targets.sum()) >= int(real.sum()) - _texts(batch):
+    if int(targets.sum()) >= int(real.sum()) - _texts(batch):
         raise UserError(
             "every token of the first batch is trained on, questions too: the chat template marks "
             "everything as the assistant's; give another (data.chat_template), or say "

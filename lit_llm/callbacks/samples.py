@@ -48,6 +48,12 @@ class SampleContinuations(Callback):
         self._table.rows = state_dict["rows"]
 
     @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over what the run wrote after its checkpoint."""
+        if trainer.global_step:
+            self._table.take_over(trainer)
+
+    @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample, unless this is the check before training."""
         datamodule: Any = getattr(trainer, "datamodule", None)

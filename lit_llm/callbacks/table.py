@@ -1,4 +1,4 @@
-"""A table that grows while a model trains: one file, one W&B table, whole again after a resume."""
+"""A table that grows while a model trains: one file, one W&B table, whole after a resume."""
 
 import json
 from pathlib import Path
@@ -23,6 +23,25 @@ class GrowingTable:
         self.columns = ["step", *columns]
         self.rows: list[list[Any]] = []
 
+    def take_over(self, trainer: Trainer) -> None:
+        """Add the rows that the file has up to now and the checkpoint has not.
+
+        A checkpoint is written before the validation of its step, which a resumed run does not
+        repeat.
+
+        Args:
+            trainer: Knows step and folder.
+        """
+        path = self._path(trainer)
+        if not path.exists():
+            return
+        known = {row[0] for row in self.rows}
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = [json.loads(line).get(column) for column in self.columns]
+            if row[0] not in known and row[0] <= trainer.global_step:
+                self.rows.append(row)
+        self.rows.sort(key=lambda row: row[0])
+
     def put(self, trainer: Trainer, rows: list[list[Any]]) -> None:
         """Add the rows of this step in place of those it may have, and write the whole table.
 
@@ -36,7 +55,10 @@ class GrowingTable:
             json.dumps(dict(zip(self.columns, row, strict=True)), ensure_ascii=False) + "\n"
             for row in self.rows
         )
-        write_text(Path(trainer.default_root_dir) / f"{self.name}.jsonl", "".join(lines))
+        write_text(self._path(trainer), "".join(lines))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_table(self.name, columns=self.columns, data=self.rows)
+
+    def _path(self, trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir) / f"{self.name}.jsonl"

@@ -69,6 +69,7 @@ def render(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Sequence[Message],
     tools: list[Any] | None = None,
+    options: dict[str, Any] | None = None,
     *,
     add_generation_prompt: bool = False,
 ) -> str:
@@ -79,18 +80,20 @@ def render(
         messages: Dicts with ``role``, ``content`` and what else the template reads; ``weight`` is
             taken out.
         tools: JSON schemas of the tools the assistant may call.
+        options: More values for the template.
         add_generation_prompt: End with what opens the assistant's next turn.
 
     Raises:
         UserError: When there is no template, or it refuses the conversation.
     """
-    return _render(tokenizer, messages, tools, add_generation_prompt)[0]
+    return _render(tokenizer, messages, tools, options, add_generation_prompt)[0]
 
 
 def tokenize_chat(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Sequence[Message],
     tools: list[Any] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> TokenizedChat:
     """Tokenise a conversation and find the assistant's turns in it.
 
@@ -102,6 +105,12 @@ def tokenize_chat(
 
     A token that lies in a turn only in part belongs to it. Turns without a token are left out.
 
+    Args:
+        tokenizer: Fast, with a chat template.
+        messages: The conversation, as for :func:`render`.
+        tools: JSON schemas of the tools the assistant may call.
+        options: More values for the template.
+
     Raises:
         UserError: When the tokenizer gives no offsets, the template refuses the conversation or
             leaves out an answer, or the assistant's turns cannot be located.
@@ -109,11 +118,11 @@ def tokenize_chat(
 
     def rendered(some: Sequence[Message], prompt: bool) -> str | None:
         try:
-            return _render(tokenizer, some, tools, prompt)[0]
+            return _render(tokenizer, some, tools, options, prompt)[0]
         except UserError:
             return None
 
-    text, marked = _render(tokenizer, messages, tools)
+    text, marked = _render(tokenizer, messages, tools, options)
     refuse_lost_answers(text, messages, rendered)
     assistant = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     trained = [messages[i].get("weight") != 0 for i in assistant]
@@ -170,13 +179,14 @@ def prompt_ids(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Sequence[Message],
     tools: list[Any] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> list[int]:
     """Tokens of a conversation and of the generation prompt: what the model is to answer.
 
     Raises:
         UserError: When the template refuses the conversation.
     """
-    text = render(tokenizer, messages, tools, add_generation_prompt=True)
+    text = render(tokenizer, messages, tools, options, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
@@ -207,6 +217,7 @@ def _render(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Sequence[Message],
     tools: list[Any] | None,
+    options: dict[str, Any] | None,
     add_generation_prompt: bool = False,
 ) -> tuple[str, list[tuple[int, int]] | None]:
     """The text, and the characters the template marks as generated (None: it has no marks)."""
@@ -225,7 +236,7 @@ def _render(
             chat_template=template,
             return_assistant_tokens_mask=has_marks,
             add_generation_prompt=add_generation_prompt,
-            **special,
+            **special | (options or {}),
         )
     # A template is a program of its own, and may raise anything on what it does not expect.
     except Exception as error:

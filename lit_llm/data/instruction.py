@@ -1,7 +1,7 @@
 """The data module of supervised fine-tuning: conversations in, packed and masked tokens out."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -20,8 +20,10 @@ from lit_llm.data.instruction_cache import (
     open_instructions,
 )
 from lit_llm.data.loader import Batch
+from lit_llm.data.mixture import Mixture
 from lit_llm.data.module import SampleDataModule
 from lit_llm.data.records import RecordSource
+from lit_llm.data.sample_table import SampleTable
 from lit_llm.data.sources import PYTHON_DOCS, as_sources, source_labels
 from lit_llm.data.splits import Split, check_fractions
 from lit_llm.errors import UserError
@@ -137,10 +139,13 @@ class InstructionDataModule(SampleDataModule):
         )
 
     @property
-    def trains_everything(self) -> bool:
-        """Whether it is meant that whole samples are trained on, questions too."""
-        formats = {source["format"] for source in self.cache.meta["sources"]}
-        return self.settings.train_on == "all" or bool(formats & {"text", "tokens"})
+    def masked_sources(self) -> list[int]:
+        """Sources with prompts and answers, of which only the answers should be targets."""
+        if self.settings.train_on == "all":
+            return []
+        whole = ("text", "tokens")  # what is trained there is what the data says
+        formats = [source["format"] for source in self.cache.meta["sources"]]
+        return [number for number, name in enumerate(formats) if name not in whole]
 
     @functools.cached_property
     def stop_token_ids(self) -> list[int]:
@@ -222,7 +227,7 @@ class InstructionDataModule(SampleDataModule):
         return seen
 
     def heldout_questions(self, split: Split, count: int) -> list[Question]:
-        """The first questions of a held-out split, taken from its sources in turn.
+        """Questions of a held-out split from all over it, always the same, its sources in turn.
 
         Args:
             split: ``"validation"`` or ``"test"``.
@@ -240,11 +245,16 @@ class InstructionDataModule(SampleDataModule):
                 queues.append(queue)
         return questions
 
-    def _questions(self, table: Any) -> Any:
-        for index in range(len(table)):
+    def _questions(self, table: SampleTable) -> Iterator[Question]:
+        if not len(table):
+            return
+        # In a random order, as data is sorted more often than not.
+        for index in Mixture([len(table)]).indices(0, len(table)).tolist():
             about = table.about(index)
             if about is not None:
-                ids = prompt_ids(self.tokenizer, about["messages"], about["tools"])
+                ids = prompt_ids(
+                    self.tokenizer, about["messages"], about["tools"], about["template_options"]
+                )
                 if len(ids) < self.seq_len:
                     prompt = about["messages"][-1].get("content") or ""
                     yield Question(ids, prompt, about["reference"], about["answer_format"])

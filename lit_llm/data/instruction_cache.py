@@ -17,6 +17,7 @@ from lit_llm.data.chat_template import (
     tokenize_chat,
     tokenize_completion,
 )
+from lit_llm.data.cleaning import normalized_key
 from lit_llm.data.conversations import (
     Completion,
     Conversation,
@@ -74,6 +75,7 @@ class Counts:
 
     Attributes:
         read: Conversations read.
+        held_out: Left out: they begin as one of a source that is validation as a whole.
         duplicates: Left out: they repeat one that was read before, in whatever source.
         unanswered: Left out: nothing in them is to be trained on.
         too_long: Left out: an answer alone is longer than the context.
@@ -85,6 +87,7 @@ class Counts:
     """
 
     read: int = 0
+    held_out: int = 0
     duplicates: int = 0
     unanswered: int = 0
     too_long: int = 0
@@ -100,6 +103,7 @@ class Counts:
         """One line: what was left out or cut, and why."""
         told = {
             "repeated": self.duplicates,
+            "with the beginning of a held-out one": self.held_out,
             "without anything to train on": self.unanswered,
             "with an answer longer than seq_len": self.too_long,
         }
@@ -200,7 +204,8 @@ def _build(
     sources = settings.all_sources
     counts = [Counts() for _ in sources]
     seen: set[bytes] = set()
-    controls = [str(token) for token in tokenizer.added_tokens_encoder]
+    held_out: set[bytes] = set()
+    controls = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
     digest = hashlib.sha256()
     with ExitStack() as files:
         writers = {
@@ -220,9 +225,15 @@ def _build(
                     own.duplicates += 1
                     continue
                 seen.add(hashed)
-                own.control_text += any(token in content for token in controls)
+                own.control_text += _holds(sample, controls)
+                group = normalized_key(sample.group).encode()
                 split: Split = "validation"
-                if number < border:
+                if number >= border:
+                    held_out.add(group)
+                elif group in held_out:
+                    own.held_out += 1
+                    continue
+                else:
                     split = assign_split(
                         sample.group,
                         val_fraction=settings.val_fraction,
@@ -270,7 +281,9 @@ def _tokenized(
             if isinstance(sample, Completion):
                 chat = tokenize_completion(tokenizer, sample.prompt, sample.completion)
             else:
-                chat = tokenize_chat(tokenizer, sample.messages, sample.tools)
+                chat = tokenize_chat(
+                    tokenizer, sample.messages, sample.tools, sample.template_options
+                )
         except UserError as error:
             raise UserError(f"{sample.origin}: {error}") from error
     if isinstance(sample, Completion) and not sample.prompt:
@@ -310,10 +323,22 @@ def _runs(flags: list[bool]) -> list[tuple[int, int]]:
 def _content(sample: Sample) -> str:
     """What makes two samples the same."""
     if isinstance(sample, Conversation):
-        return json.dumps([sample.messages, sample.tools], ensure_ascii=False, sort_keys=True)
+        content = [sample.messages, sample.tools, sample.template_options]
+        return json.dumps(content, ensure_ascii=False, sort_keys=True)
     if isinstance(sample, Completion):
         return json.dumps([sample.prompt, sample.completion], ensure_ascii=False)
     return json.dumps(sample.input_ids)
+
+
+def _holds(sample: Sample, controls: list[str]) -> bool:
+    """Whether a text holds what the tokenizer turns into a special token."""
+    if isinstance(sample, Conversation):
+        texts = [str(message.get("content") or "") for message in sample.messages]
+    elif isinstance(sample, Completion):
+        texts = [sample.prompt, sample.completion]
+    else:
+        return False
+    return any(token in text for text in texts for token in controls)
 
 
 def _question(sample: Sample) -> dict[str, Any] | None:
@@ -329,5 +354,6 @@ def _question(sample: Sample) -> dict[str, Any] | None:
         "messages": sample.messages[:last],
         "reference": sample.messages[last]["content"],
         "tools": sample.tools,
+        "template_options": sample.template_options,
         "answer_format": sample.answer_format,
     }

@@ -143,11 +143,16 @@ class SampleDataModule(pl.LightningDataModule):
         return self._train_loader(self._cursor)
 
     def first_batch(self) -> Batch:
-        """The first training batch of this rank, read without moving the cursor."""
-        loader = self._train_loader(Cursor(self._cursor.consumed), num_workers=0)
+        """The next training batch of this rank, read without moving the cursor.
+
+        It is not asked how many batches of the epoch are done: where a run goes on from the end of
+        an epoch, that is all of them.
+        """
+        loader = self._train_loader(Cursor(self._cursor.consumed))
+        loader.num_workers, loader.accumulate, loader.batches_done = 0, 1, lambda: 0
         return next(iter(loader))
 
-    def _train_loader(self, cursor: Cursor, num_workers: int | None = None) -> ResumableLoader:
+    def _train_loader(self, cursor: Cursor) -> ResumableLoader:
         rank, world_size = self._place()
         total = len(self.mixture) // (self.micro_batch_size * world_size)
         if not total:
@@ -169,7 +174,7 @@ class SampleDataModule(pl.LightningDataModule):
             batches_done=self._batches_done if self.trainer else None,
             length=self._run_length() or total,
             max_batches=self._limit(self._run_length() or total),
-            num_workers=self.num_workers if num_workers is None else num_workers,
+            num_workers=self.num_workers,
             seed=self.seed,
         )
 

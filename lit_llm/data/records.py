@@ -42,8 +42,9 @@ class RecordSource(DataSource):
         path: ``python-docs`` (questions and answers made from the documentation that comes with
             this Python), a local file, folder or glob (.jsonl, .json, .parquet, .csv, each also
             with .gz or .zst), or the name of a data set on the Hugging Face Hub.
-        weight: Share of the training samples drawn from this source, relative to the other weights;
-            none means in proportion to its samples.
+        weight: Share of the training rows drawn from this source, relative to the other weights;
+            none means in proportion to their number. With packing a row is full, so the share is
+            one of tokens; without it a row is one sample.
         name: Name in logs and reports; none derives one from the path.
         subset: Configuration of a data set on the Hub.
         split: Split of a data set on the Hub.

@@ -199,6 +199,15 @@ def _loaded_config(
     return hf_config
 
 
+def config_fields(config: PretrainedConfig) -> dict[str, Any]:
+    """A config as plain data that ``BaseModelConfig.config`` takes.
+
+    Published configs hold fields of other programs, which are left out.
+    """
+    default, values = type(config)(), config.to_dict()
+    return {k: v for k, v in values.items() if hasattr(default, k) or k in _HIDDEN_KEYS}
+
+
 def _config_from_dict(values: dict[str, Any], seq_len: int | None) -> PretrainedConfig:
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 

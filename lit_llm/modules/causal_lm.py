@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_llm.data.tokenizer import load_tokenizer
 from lit_llm.errors import UserError
 from lit_llm.evaluation.token_metrics import TokenMetrics
-from lit_llm.models.build import build_model
+from lit_llm.models.build import build_model, config_fields
 from lit_llm.models.compile import compile_blocks
 from lit_llm.models.config import BaseModelConfig
 from lit_llm.models.forward import causal_lm_loss, causal_lm_statistics
@@ -100,7 +100,7 @@ class CausalLMModule(BaseModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Describe the architecture itself, so that loading needs neither tokenizer nor Hub."""
         base = {**asdict(self.base), "pretrained": None, "preset": None}
-        base["config"] = self.model.config.to_dict()
+        base["config"] = config_fields(self.model.config)
         checkpoint["hyper_parameters"] |= {"base": base, "tokenizer": None}
 
     def forward(self, input_ids: Tensor, **kwargs: Any) -> Any:

@@ -5,17 +5,34 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from lit_llm.models.adapters import unwrap
+
 _LOOKED_AT = 4096
 
 
-def frozen_names(module: nn.Module) -> set[str]:
-    """Names in ``module.state_dict()`` of the parameters that are not trained."""
-    state = module.state_dict(keep_vars=True)
+def kept_elsewhere(model: nn.Module) -> set[str]:
+    """Names in ``model.state_dict()`` of frozen parameters that are as they were loaded.
+
+    An embedding that has grown is not: its new rows are in no other file.
+
+    Args:
+        model: A transformers model with adapters.
+    """
+    ends: set[int] = set()
+    if getattr(unwrap(model), "grown_embedding", False):
+        layers = (unwrap(model).get_input_embeddings(), unwrap(model).get_output_embeddings())
+        ends = {id(parameter) for layer in layers if layer for parameter in layer.parameters()}
     return {
         name
-        for name, value in state.items()
-        if isinstance(value, nn.Parameter) and not value.requires_grad
+        for name, value in model.state_dict(keep_vars=True).items()
+        if isinstance(value, nn.Parameter) and not value.requires_grad and id(value) not in ends
     }
+
+
+def frozen_fingerprint(model: nn.Module) -> str:
+    """A hash of the frozen weights that a checkpoint leaves out."""
+    state = model.state_dict()
+    return tensors_fingerprint({name: state[name] for name in kept_elsewhere(model)})
 
 
 def tensors_fingerprint(tensors: dict[str, Tensor]) -> str:

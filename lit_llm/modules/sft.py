@@ -19,7 +19,7 @@ from lit_llm.models.adapters import AdapterConfig, add_adapter, trainable_summar
 from lit_llm.models.config import BaseModelConfig
 from lit_llm.models.vocabulary import set_stop_tokens
 from lit_llm.modules.causal_lm import CausalLMModule
-from lit_llm.modules.frozen import frozen_names, tensors_fingerprint
+from lit_llm.modules.frozen import frozen_fingerprint, kept_elsewhere
 from lit_llm.modules.schedules import Schedule
 
 
@@ -82,6 +82,8 @@ class SFTModule(CausalLMModule):
         self.adapter = adapter
         self.neftune_alpha = neftune_alpha
         self._noise_lengths: Tensor | None = None
+        self._frozen: set[str] = set()
+        self._base_fingerprint = ""
         # The frozen weights of a pretrained model are where they came from: a checkpoint needs no
         # copy of them.
         self.saves_frozen = adapter is None or not self.base.pretrained
@@ -104,6 +106,10 @@ class SFTModule(CausalLMModule):
             set_stop_tokens(model, stop_token_ids(tokenizer))
         if self.adapter is not None:
             model = add_adapter(model, self.adapter)
+        if not self.saves_frozen:
+            # Told now: precision and strategy may change how the weights are held.
+            self._frozen = {f"model.{name}" for name in kept_elsewhere(model)}
+            self._base_fingerprint = frozen_fingerprint(model)
         if self.neftune_alpha:
             model.get_input_embeddings().register_forward_hook(self._add_noise)
         return model
@@ -137,12 +143,14 @@ class SFTModule(CausalLMModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out the frozen weights of a pretrained model, but tell which they were."""
         super().on_save_checkpoint(checkpoint)
-        if self.saves_frozen:
+        hyper_parameters, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+        if self.saves_frozen:  # it is loaded without a tokenizer, which would know how turns end
+            stops = self.model.generation_config.eos_token_id
+            hyper_parameters["base"]["config"]["eos_token_id"] = stops
             return
-        checkpoint["hyper_parameters"]["base"] = asdict(self.base)
-        state, frozen = checkpoint["state_dict"], frozen_names(self)
-        checkpoint["frozen"] = tensors_fingerprint({name: state[name] for name in frozen})
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if k not in frozen}
+        hyper_parameters |= {"base": asdict(self.base), "tokenizer": self.tokenizer_path}
+        checkpoint["frozen"] = self._base_fingerprint
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if k not in self._frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse adapters that were trained on other weights.
@@ -153,14 +161,13 @@ class SFTModule(CausalLMModule):
         super().on_load_checkpoint(checkpoint)
         if self.saves_frozen or not checkpoint.get("state_dict"):
             return
-        own, frozen = self.state_dict(), frozen_names(self)
-        differing = (own.keys() - frozen) ^ checkpoint["state_dict"].keys()
+        differing = (self.state_dict().keys() - self._frozen) ^ checkpoint["state_dict"].keys()
         if differing:
             raise UserError(
                 f"the checkpoint is of another model: {min(differing)} exists only here or only "
                 "there; resume with the settings it was trained with, or give another --output_dir"
             )
-        if checkpoint.get("frozen") != tensors_fingerprint({name: own[name] for name in frozen}):
+        if checkpoint.get("frozen") != self._base_fingerprint:
             raise UserError(
                 f"the checkpoint holds adapters of another base model than {self.base.pretrained}; "
                 "give the weights it was trained on (model.base.pretrained) or another --output_dir"

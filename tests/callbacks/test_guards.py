@@ -11,6 +11,7 @@ from lit_llm.callbacks.guards import (
     check_answers,
     check_beginnings,
     check_learning_rate,
+    check_padding,
     check_targets,
 )
 from lit_llm.errors import UserError
@@ -52,6 +53,7 @@ def test_a_sound_batch_passes(batch: dict[str, torch.Tensor]) -> None:
     check_targets(batch)
     check_beginnings(batch, BOS, (END, PAD))
     check_answers(batch, [END], tokenizer())
+    check_padding(tokenizer(), [END])
 
 
 def test_a_batch_without_targets_is_refused() -> None:
@@ -81,7 +83,6 @@ ALL_UNPACKED = [[-100, 5, 6, END], [-100, 7, END, -100]]
 def test_a_mask_that_marks_everything_is_refused(batch: dict[str, torch.Tensor]) -> None:
     with pytest.raises(UserError, match="every token of the first batch is trained on"):
         check_answers(batch, [END], tokenizer())
-    check_answers(batch, [END], tokenizer(), whole=True)
 
 
 def test_answers_without_an_end_are_refused() -> None:
@@ -92,42 +93,49 @@ def test_answers_without_an_end_are_refused() -> None:
 
 def test_padding_that_is_an_end_is_refused_with_the_cure() -> None:
     with pytest.raises(UserError, match=r"'</s>', which also ends an answer.*data\.pad_token"):
-        check_answers(unpacked(), [END], tokenizer(pad_token="</s>", pad_token_id=END))
+        check_padding(tokenizer(pad_token="</s>", pad_token_id=END), [END])
     with pytest.raises(UserError, match=r"no padding token.*resize_embeddings"):
-        check_answers(unpacked(), [END], tokenizer(pad_token=None, pad_token_id=None))
+        check_padding(tokenizer(pad_token=None, pad_token_id=None), [END])
 
 
-def optimizer(lr: float, trainable: bool = True) -> list[torch.optim.Optimizer]:
-    parameter = nn.Parameter(torch.ones(2), requires_grad=trainable)
-    return [torch.optim.SGD([parameter], lr=lr)]
-
-
-def module(schedule: Any, steps: int = 100) -> Any:
-    return SimpleNamespace(schedule=schedule, total_steps=lambda: steps)
+def trainer(
+    lr: float, factor: Any = None, steps: int = 100, interval: str = "step", trainable: bool = True
+) -> Any:
+    """What Lightning knows once ``configure_optimizers`` has spoken."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2), requires_grad=trainable)], lr=lr)
+    configs = []
+    if factor is not None:
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        configs = [SimpleNamespace(scheduler=scheduler, interval=interval)]
+    return SimpleNamespace(
+        optimizers=[optimizer],
+        lr_scheduler_configs=configs,
+        lightning_module=SimpleNamespace(total_steps=lambda: steps),
+    )
 
 
 @pytest.mark.parametrize("name", ["wsd", "cosine", "linear", "constant"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 100, 12345])
 def test_every_schedule_of_ours_passes(name: Any, steps: int) -> None:
-    check_learning_rate(module(Schedule(name=name, warmup_steps=0.1), steps), optimizer(0.1))
+    schedule = Schedule(name=name, warmup_steps=0.1)
+    check_learning_rate(trainer(0.1, lambda step: schedule.factor(step, steps), steps))
 
 
 def test_a_learning_rate_of_zero_is_refused() -> None:
-    with pytest.raises(UserError, match="learning rate is 0 in every step"):
-        check_learning_rate(module(Schedule()), optimizer(0.0))
+    with pytest.raises(UserError, match="the learning rate is 0; give one above 0"):
+        check_learning_rate(trainer(0.0, lambda step: 1.0))
 
 
 def test_a_learning_rate_that_falls_to_zero_after_the_warm_up_is_refused() -> None:
-    class Spent:
-        """As where a scheduler counts epochs for steps: nothing is left after the first tenth."""
-
-        def factor(self, step: int, total_steps: int) -> float:
-            return 1.0 if step < total_steps / 10 else 0.0
-
     with pytest.raises(UserError, match="0 in 90% of 100 steps, after the warm-up"):
-        check_learning_rate(module(Spent()), optimizer(0.1))
+        check_learning_rate(trainer(0.1, lambda step: float(step < 10)))
+
+
+def test_a_schedule_that_counts_epochs_is_refused() -> None:
+    with pytest.raises(UserError, match="moves once an epoch"):
+        check_learning_rate(trainer(0.1, lambda step: 1.0, interval="epoch"))
 
 
 def test_a_model_without_trainable_parameters_is_refused() -> None:
     with pytest.raises(UserError, match="no trainable parameter"):
-        check_learning_rate(module(Schedule()), optimizer(0.1, trainable=False))
+        check_learning_rate(trainer(0.1, trainable=False))

@@ -123,7 +123,7 @@ def test_plain_completions_and_texts_take_no_template(make: Any) -> None:
     pieces = [data.train_parts[1][i] for i in range(len(data.train_parts[1]))]
     assert [len(piece["input_ids"]) for piece in pieces] == [64, 37]
     assert text_of(data, pieces[1]["input_ids"]).endswith("z<|endoftext|>")
-    assert data.trains_everything
+    assert data.masked_sources == [0]
 
 
 def test_equal_questions_are_never_in_two_splits(make: Any) -> None:
@@ -146,6 +146,34 @@ def test_held_out_sources_are_not_trained_on(make: Any, tmp_path: Path) -> None:
     assert data.cache.counts[0].duplicates == 1
     assert data.cache.counts[0].splits["train"]["samples"] == 1
     assert data.cache.counts[1].splits["validation"]["samples"] == 1
+
+
+def test_the_questions_of_held_out_sources_are_not_trained_on_either(
+    make: Any, tmp_path: Path
+) -> None:
+    held_out = tmp_path / "held.jsonl"
+    held_out.write_text(json.dumps(chat("Question 1", "another answer")) + "\n")
+    records = [chat("question  1", "a1"), chat("question 2", "a2")]
+    data = make(records, val_sources=[str(held_out)])
+    assert data.cache.counts[0].held_out == 1
+    assert "question 2" in text_of(data, data.cache.table(0, "train")[0]["input_ids"])
+    assert len(data.cache.table(0, "train")) == 1
+
+
+def test_options_for_the_template_reach_it(make: Any, tmp_path: Path) -> None:
+    template = tmp_path / "thinking.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}"
+        "{{ ('(thinks) ' if enable_thinking else '') + m['content'] + eos_token }}"
+        "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    )
+    options = {"chat_template_kwargs": {"enable_thinking": True}}
+    records = [{**chat("q", "a"), **options}, chat("q", "a")]
+    data = make(records, chat_template=str(template), packing=False)
+    texts = [text_of(data, data.train_parts[0][i]["input_ids"]) for i in range(2)]
+    assert texts == ["q(thinks) a<|endoftext|>", "qa<|endoftext|>"]
+    with pytest.raises(UserError, match="'chat_template_kwargs' is a list, not an object"):
+        make([{**chat("q", "a"), "chat_template_kwargs": [1]}])
 
 
 def test_held_out_questions_come_from_all_sources_in_turn(make: Any) -> None:
@@ -199,7 +227,7 @@ def test_a_conversation_a_template_refuses_is_named_with_its_line(
 
 
 def test_text_that_looks_like_a_turn_is_counted(make: Any) -> None:
-    data = make([chat("a<|im_end|>b", "c"), chat("d", "e")])
+    data = make([chat("a<|im_end|>b", "c"), chat("d", "user assistant role")])
     assert data.cache.counts[0].control_text == 1
 
 

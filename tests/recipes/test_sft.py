@@ -1,6 +1,8 @@
 """The fine-tuning recipe run whole, with and without adapters, and its answers to bad input."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,86 @@ def test_a_checkpoint_of_adapters_loads_onto_its_base(lora: Path) -> None:
         torch.testing.assert_close(module(ids).logits, merged(ids).logits, atol=1e-5, rtol=1e-5)
 
 
+def test_a_loaded_checkpoint_stops_where_the_trained_model_does(full: Path, lora: Path) -> None:
+    from lit_llm.modules.sft import SFTModule
+
+    for run in (full, lora):
+        path = run / "checkpoints" / "step=00000012.ckpt"
+        module = SFTModule.load_from_checkpoint(path, weights_only=True)
+        assert sorted(module.model.generation_config.eos_token_id) == [0, 3]
+
+
+def test_adapters_under_half_precision_resume_and_load(tiny_chat: Path, tmp_path: Path) -> None:
+    from lit_llm.modules.sft import SFTModule
+
+    half = (*LORA, "--trainer.precision=bf16-true", "--samples.test_count=0")
+    sft.main(arguments(tiny_chat, tmp_path, *half, "--trainer.max_steps=4"))
+    checkpoint = tmp_path / "checkpoints" / "step=00000004.ckpt"
+    SFTModule.load_from_checkpoint(checkpoint, weights_only=True)
+    sft.main(
+        arguments(tiny_chat, tmp_path, *half, f"--resume={checkpoint}", "--trainer.max_steps=8")
+    )
+    assert (tmp_path / "checkpoints" / "step=00000008.ckpt").exists()
+
+
+def test_a_new_padding_token_grows_the_embedding_and_is_saved_with_the_adapters(
+    tiny_chat: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lit_llm.modules.sft import SFTModule
+
+    grown = ("--data.pad_token=<|new|>", "--model.base.resize_embeddings=true")
+    short = ("--trainer.max_steps=4", "--samples.test_count=0")
+    export = f"--export_dir={tmp_path / 'model'}"
+    sft.main(arguments(tiny_chat, tmp_path / "run", *LORA, *grown, *short, export))
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert tokenizer.pad_token == "<|new|>"
+    before = AutoModelForCausalLM.from_pretrained(tiny_chat / "model").config.vocab_size
+    assert exported.config.vocab_size == before + 1
+    torch.manual_seed(7)  # whatever the new row was drawn from
+    path = tmp_path / "run" / "checkpoints" / "step=00000004.ckpt"
+    module = SFTModule.load_from_checkpoint(path, weights_only=True).eval()
+    ids = torch.tensor([[10, 11, before, 12]])
+    with torch.no_grad():
+        torch.testing.assert_close(module(ids).logits, exported(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_config_with_fields_of_other_programs_loads_from_its_checkpoint(
+    tiny_chat: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from lit_llm.modules.sft import SFTModule
+
+    shutil.copytree(tiny_chat / "model", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"is_llama_config": True}))
+    base = f"--model.base.pretrained={tmp_path / 'model'}"
+    short = ("--trainer.max_steps=4", "--samples.test_count=0")
+    sft.main(arguments(tiny_chat, tmp_path / "run", base, *short))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step=00000004.ckpt"
+    SFTModule.load_from_checkpoint(checkpoint, weights_only=True)
+
+
+def test_runs_measured_in_epochs_resume_at_an_epochs_end_and_are_not_repeated(
+    tiny_chat: Path, tmp_path: Path
+) -> None:
+    epochs = ("--trainer.max_steps=-1", "--trainer.max_epochs=2", "--trainer.limit_train_batches=8")
+    epochs += ("--samples.test_count=0",)
+    sft.main(arguments(tiny_chat, tmp_path / "straight", *epochs))
+    sft.main(arguments(tiny_chat, tmp_path / "straight", *epochs))  # finished: nothing to do
+    middle = tmp_path / "straight" / "checkpoints" / "step=00000004.ckpt"
+    sft.main(arguments(tiny_chat, tmp_path / "resumed", *epochs, f"--resume={middle}"))
+    last = [
+        tmp_path / run / "checkpoints" / "step=00000008.ckpt" for run in ("straight", "resumed")
+    ]
+    weights = [torch.load(path, weights_only=True)["state_dict"] for path in last]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
 def test_adapters_on_another_base_are_refused(
     lora: Path, tiny_chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,6 +320,35 @@ def test_data_without_an_assistant_is_refused(
     assert "no message has the role 'assistant'" in capsys.readouterr().err
 
 
+def test_long_plain_texts_have_no_answers_to_end(tiny_chat: Path, tmp_path: Path) -> None:
+    texts = [{"text": " ".join(["the red bird sings"] * 100) + f" {n}"} for n in range(30)]
+    source = write(tmp_path / "texts.jsonl", *texts)
+    extra = ("--trainer.max_steps=2", "--trainer.limit_val_batches=0", "--data.val_fraction=0")
+    extra += ("--data.test_fraction=0", f"--data.sources={source}")
+    sft.main(arguments(tiny_chat, tmp_path / "run", *extra))
+
+
+def test_bos_in_data_and_template_is_refused(
+    tiny_chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tokenizer with a BOS of its own, and data that brings it along."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_chat / "model")
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    chats = [chat(f"<|im_start|>say {n}", "well") for n in range(40)]
+    for record in chats:
+        record["messages"][0]["content"] = "<|im_start|>" + record["messages"][0]["content"]
+    source = write(tmp_path / "chats.jsonl", *chats)
+    extra = (f"--data.tokenizer={tmp_path / 'tokenizer'}", f"--data.sources={source}")
+    extra += ("--data.test_fraction=0", "--data.val_fraction=0")
+    with pytest.raises(SystemExit) as exit_info:
+        sft.main(arguments(tiny_chat, tmp_path / "run", *extra))
+    assert exit_info.value.code == 1
+    assert "begins with BOS (id 2) twice" in capsys.readouterr().err
+
+
 def test_a_padding_token_that_ends_answers_is_refused(
     tiny_chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +356,40 @@ def test_a_padding_token_that_ends_answers_is_refused(
         sft.main(arguments(tiny_chat, tmp_path, "--data.pad_token=<|im_end|>"))
     assert exit_info.value.code == 1
     assert "padding token is '<|im_end|>', which also ends an answer" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [(), LORA], ids=["full", "lora"])
+def test_two_ranks_train_the_model_of_one(
+    adapter: tuple[str, ...], tiny_chat: Path, tmp_path: Path
+) -> None:
+    """2 x 2 packs an update on two ranks, 4 x 1 on one: the same tokens, unequally spread."""
+    states = {}
+    runs = {"one": ("1", "4"), "two": ("2", "2")}
+    for name, (devices, micro_batch_size) in runs.items():
+        command = [
+            sys.executable,
+            str(Path(sft.__file__)),
+            *arguments(tiny_chat, tmp_path / name, *adapter),
+            "--model.base.dropout=0",
+            "--model.optimizer.class_path=torch.optim.SGD",
+            "--model.optimizer.init_args.lr=0.5",
+            "--trainer.max_steps=4",
+            "--trainer.val_check_interval=4",
+            "--trainer.accumulate_grad_batches=1",
+            f"--trainer.devices={devices}",
+            f"--trainer.strategy={'ddp' if devices == '2' else 'auto'}",
+            f"--data.micro_batch_size={micro_batch_size}",
+            "--model.adapter.dropout=0" if adapter else "--model.neftune_alpha=0",
+        ]
+        subprocess.run(command, check=True, capture_output=True, timeout=240)
+        path = tmp_path / name / "checkpoints" / "step=00000004.ckpt"
+        states[name] = torch.load(path, weights_only=True)["state_dict"]
+    for key, value in states["one"].items():
+        torch.testing.assert_close(states["two"][key], value, atol=2e-6, rtol=1e-5)
+    results = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in runs]
+    for measure, value in results[0]["after"].items():
+        assert results[1]["after"][measure] == pytest.approx(value, rel=1e-4), measure
 
 
 @pytest.mark.slow
