@@ -342,7 +342,7 @@ def test_bos_in_data_and_template_is_refused(
         record["messages"][0]["content"] = "<|im_start|>" + record["messages"][0]["content"]
     source = write(tmp_path / "chats.jsonl", *chats)
     extra = (f"--data.tokenizer={tmp_path / 'tokenizer'}", f"--data.sources={source}")
-    extra += ("--data.test_fraction=0", "--data.val_fraction=0")
+    extra += ("--data.test_fraction=0", "--data.val_fraction=0", "--trainer.limit_val_batches=0")
     with pytest.raises(SystemExit) as exit_info:
         sft.main(arguments(tiny_chat, tmp_path / "run", *extra))
     assert exit_info.value.code == 1
