@@ -245,7 +245,9 @@ class RecipeCLI(LightningCLI):
             return
         if name == "after" and "before" in kept:
             self.results["before"] = kept["before"]
-        measured = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        measured = self.trainer.test(
+            self.model, datamodule=self.datamodule, verbose=False, weights_only=True
+        )
         if not measured:  # no test split was asked for
             return
         values = {key.removeprefix("test/"): value for key, value in measured[0].items()}
