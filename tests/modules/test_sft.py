@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_llm.errors import UserError
 from lit_llm.models import BaseModelConfig
-from lit_llm.modules.frozen import frozen_names, tensors_fingerprint
+from lit_llm.modules.frozen import kept_elsewhere, tensors_fingerprint
 from lit_llm.modules.sft import SFTModule
 
 CONFIG = {
@@ -75,10 +75,16 @@ def test_a_negative_strength_is_refused() -> None:
         module_with(neftune_alpha=-1.0)
 
 
-def test_frozen_weights_are_named_as_in_the_state_dict() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    model[0].weight.requires_grad_(False)
-    assert frozen_names(model) == {"0.weight"}
+def test_frozen_weights_are_kept_elsewhere_but_for_an_embedding_that_has_grown() -> None:
+    model = module_with().model
+    model.model.layers.requires_grad_(False)
+    frozen = {name for name in model.state_dict() if name.startswith("model.layers.")}
+    assert kept_elsewhere(model) == frozen
+    ends = {"model.embed_tokens.weight", "lm_head.weight"}
+    model.requires_grad_(False)
+    assert kept_elsewhere(model) == {*frozen, *ends, "model.norm.weight"}
+    model.grown_embedding = True
+    assert kept_elsewhere(model) == {*frozen, "model.norm.weight"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
