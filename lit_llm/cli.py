@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_llm.arguments import in_one_sentence, listed_sources
 from lit_llm.callbacks.checkpoint import StepCheckpoint
 from lit_llm.callbacks.exact_resume import ExactResume
 from lit_llm.callbacks.graceful_stop import GracefulStop, RunStopped
-from lit_llm.callbacks.guards import Guards
+from lit_llm.callbacks.guards import Guards, check_data
 from lit_llm.callbacks.loggers import LoggingConfig, build_loggers, finish_loggers
 from lit_llm.callbacks.progress import Progress
 from lit_llm.callbacks.samples import SampleContinuations
@@ -39,12 +41,12 @@ _NOISE = (
     r".*GPU available but not used.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*is smaller than the logging interval.*",
+    r".*is not supported by the model summary.*",  # the run is in that precision all the same
+    r".*across ranks is zero.*",  # splits that the settings leave empty
 )
 
 # What the module must know of the data: the command line takes it from there.
 _SHARED = {"tokenizer", "seq_len", "chat_template", "pad_token"}
-
-_SOURCES = ("--data.sources", "--data.val_sources")
 
 # These write and read checkpoints themselves and refuse a plugin for it.
 _OWN_CHECKPOINT_IO = ("fsdp", "deepspeed", "model_parallel", "modelparallel")
@@ -88,7 +90,11 @@ class RecipeCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=0,
             trainer_defaults={"callbacks": [Progress(), ExactResume(), GracefulStop(), Guards()]},
-            parser_kwargs={"default_config_files": [str(config)]},
+            parser_kwargs={
+                "default_config_files": [str(config)],
+                "description": module_class.__doc__.splitlines()[0] if module_class.__doc__ else "",
+                "exit_on_error": False,
+            },
         )
 
     # ----- configuration ------------------------------------------------------------------------
@@ -135,7 +141,10 @@ class RecipeCLI(LightningCLI):
 
         jsonargparse would read a list's items from a file of that name.
         """
-        self.config = parser.parse_args(_listed_sources(sys.argv[1:] if args is None else args))
+        try:
+            self.config = parser.parse_args(listed_sources(sys.argv[1:] if args is None else args))
+        except ArgumentError as error:
+            raise UserError(in_one_sentence(str(error))) from error
         if self.config["data"].get("tokenizer") is None:
             pretrained = self.config["model"]["base"].get("pretrained")
             self.config["data"]["tokenizer"] = self.config["model"]["tokenizer"] = pretrained
@@ -154,6 +163,11 @@ class RecipeCLI(LightningCLI):
                 "trainer.reload_dataloaders_every_n_epochs misfires on resume and is not needed: "
                 "the loaders reshuffle by themselves; leave it at 0"
             )
+        base = self.config["model"]["base"]
+        if base.get("pretrained"):  # the first thing that a wrong name should be told of
+            from lit_llm.models import BaseModelConfig, resolve_config
+
+            resolve_config(BaseModelConfig(**base), seq_len=self.config["data"].get("seq_len"))
         _check_writable(self.output_dir)
         if self.config["export_dir"] is not None:
             from lit_llm.models.export import check_export_folder
@@ -192,6 +206,7 @@ class RecipeCLI(LightningCLI):
         self.datamodule.prepare_data()
         if self.config["inspect"]:
             self._inspect()
+        check_data(self.datamodule)  # not only when training starts, minutes later
         if not self.trainer.is_global_zero:
             return
         card = getattr(self.datamodule, "corpus_card", None)
@@ -233,6 +248,12 @@ class RecipeCLI(LightningCLI):
         except RunStopped as stop:
             rank_zero_info(str(stop))
             raise SystemExit(0) from None
+        except ValueError as error:
+            if "val_check_interval" not in str(error):
+                raise
+            raise UserError(
+                f"trainer.val_check_interval does not fit the data: {' '.join(str(error).split())}"
+            ) from error
 
     def test(self, name: str) -> None:
         """Measure the model on the test split and keep the result under ``name``.
@@ -293,41 +314,8 @@ class RecipeCLI(LightningCLI):
         path = write_report(
             self.output_dir, self.settings, rows, self.datamodule.corpus_report(), self.ckpt_path
         )
-        print(f"\n{results_table(rows)}\n\nreport: {path}")
-
-
-def _listed_sources(args: list[str]) -> list[str]:
-    """Put a single source into a list, and empty the list first.
-
-    Otherwise jsonargparse fills the fields that a source leaves out with those of the source that
-    stands at its place in the recipe's YAML.
-    """
-    result: list[str] = []
-    rest = iter(args)
-    for arg in rest:
-        name, equals, value = arg.partition("=")
-        if name in ("--config", "-c") and (equals or (value := next(rest, ""))):
-            result += [f"{key}=[]" for key in _SOURCES if _sets(value, key)]
-            result.append(f"--config={value}")
-        elif name in _SOURCES and (equals or (value := next(rest, ""))):
-            result += [f"{name}=[]", f"{name}={_listed(value)}"]
-        else:
-            result.append(arg)
-    return result
-
-
-def _sets(config: str, key: str) -> bool:
-    """Whether a YAML file sets a list of sources; a file that cannot be read is the parser's."""
-    try:
-        settings = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-        return bool(settings["data"][key.rpartition(".")[2]])
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-        return False
-
-
-def _listed(value: str) -> str:
-    is_list = value.lstrip().startswith(("[", "{")) or value == "null"
-    return value if is_list else json.dumps([value])
+        table = f"\n{results_table(rows)}\n" if rows else ""
+        print(f"{table}\nreport: {path}")
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:

@@ -8,7 +8,7 @@ Each stage is the recipe of its name with a config of its own, and resumes where
 ``--STAGE.SETTING VALUE`` changes a setting of one stage.
 """
 
-from argparse import ArgumentParser
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
 
 import pretrain
@@ -28,11 +28,20 @@ CONFIGS = Path(__file__).parent / "configs" / "lifecycle"
 def main(args: list[str] | None = None) -> None:
     """Run the stages in order, each on what the one before it left."""
     names = list(STAGES)
-    parser = ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="--STAGE.SETTING VALUE changes a setting of one stage: --sft.trainer.max_steps 500",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--output_dir", default="runs/lifecycle", help="Folder of all stages.")
-    parser.add_argument("--from", dest="first", choices=names, default=names[0])
-    parser.add_argument("--to", dest="last", choices=names, default=names[-1])
+    for name, default in (("from", names[0]), ("to", names[-1])):
+        text = f"The {'first' if name == 'from' else 'last'} stage to run."
+        parser.add_argument(f"--{name}", choices=names, default=default, help=text)
     chosen, overrides = parser.parse_known_args(args)
+    first, last = (names.index(getattr(chosen, name)) for name in ("from", "to"))
+    if first > last:
+        raise UserError(f"--from {names[first]} comes after --to {names[last]}; swap them")
     changed = stage_overrides(overrides)
     folder = chosen.output_dir
     links = {
@@ -51,7 +60,7 @@ def main(args: list[str] | None = None) -> None:
         ],
     }
     checks = {"pretrain": check_margin, "sft": check_answers}
-    for name in names[names.index(chosen.first) : names.index(chosen.last) + 1]:
+    for name in names[first : last + 1]:
         print(f"\n=== {name} ===", flush=True)
         run = STAGES[name]([f"--config={CONFIGS / name}.yaml", *links[name], *changed[name]])
         if run is not None:

@@ -40,21 +40,32 @@ class Guards(Callback):
     def _check(self, trainer: Trainer) -> None:
         check_learning_rate(trainer)
         datamodule: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(datamodule, "first_batch"):
-            return
-        batch = datamodule.first_batch()
-        tokenizer = datamodule.tokenizer
-        ends = (tokenizer.eos_token_id, tokenizer.pad_token_id)
-        check_targets(batch)
-        check_beginnings(batch, tokenizer.bos_token_id, ends)
-        stops = getattr(datamodule, "stop_token_ids", None)
-        if stops is None:
-            return
-        check_padding(tokenizer, stops)
-        masked = torch.isin(batch["source"], torch.tensor(datamodule.masked_sources))
-        if bool(masked.any()):
-            rows = {name: value[masked] for name, value in batch.items() if value.ndim}
-            check_answers(rows, stops, tokenizer)
+        if hasattr(datamodule, "first_batch"):
+            check_data(datamodule)
+
+
+def check_data(datamodule: Any) -> None:
+    """Check the first batch and the tokenizer.
+
+    Args:
+        datamodule: A ``SampleDataModule``.
+
+    Raises:
+        UserError: For the first thing that is wrong.
+    """
+    batch = datamodule.first_batch()
+    tokenizer = datamodule.tokenizer
+    ends = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    check_targets(batch)
+    check_beginnings(batch, tokenizer.bos_token_id, ends)
+    stops = getattr(datamodule, "stop_token_ids", None)
+    if stops is None:
+        return
+    check_padding(tokenizer, stops)
+    masked = torch.isin(batch["source"], torch.tensor(datamodule.masked_sources))
+    if bool(masked.any()):
+        rows = {name: value[masked] for name, value in batch.items() if value.ndim}
+        check_answers(rows, stops, tokenizer)
 
 
 def check_learning_rate(trainer: Any) -> None:

@@ -42,18 +42,18 @@ class Conversation:
         origin: Where it stands, for people: ``"file:line"``.
         group: Conversations of one group never cross splits.
         tools: Descriptions of the tools, for the template.
-        template_options: More values for the template, such as ``enable_thinking``
-            (``chat_template_kwargs`` in TRL's data sets).
         answer_format: Regular expression that a well-formed answer to the last question matches as
             a whole (``re.fullmatch`` with ``re.DOTALL``).
+        template_options: More values for the template, such as ``enable_thinking``
+            (``chat_template_kwargs`` in TRL's data sets).
     """
 
     messages: list[dict[str, Any]]
     origin: str
     group: str
     tools: list[Any] | None = None
-    template_options: dict[str, Any] | None = None
     answer_format: str | None = None
+    template_options: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,9 @@ def _conversation(messages: list[dict[str, Any]], data: dict[str, Any], origin: 
             f"{origin}: field 'chat_template_kwargs' is {json_type(options)}, not an object."
         )
     tools = _tools(data, origin)
-    return Conversation(messages, origin, root_group(messages), tools, options or None)
+    return Conversation(
+        messages, origin, root_group(messages), tools, template_options=options or None
+    )
 
 
 def read_messages(data: dict[str, Any], origin: str) -> list[Sample]:

@@ -190,6 +190,12 @@ def prompt_ids(
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
+def plain_prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
+    """Tokens of a prompt without a template: as in :func:`tokenize_completion`, without an end."""
+    ids: list[int] = tokenize_completion(tokenizer, prompt, "").input_ids
+    return ids[:-1]
+
+
 def stop_token_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Tokens that end an answer: the template's end of turn, if it has one, then EOS.
 

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import Dataset
 
 from lit_llm.data.bin_packing import PackedSamples, UnpackedSamples, best_fit
-from lit_llm.data.chat_template import prompt_ids, stop_token_ids
+from lit_llm.data.chat_template import plain_prompt_ids, prompt_ids, stop_token_ids
 from lit_llm.data.chat_tokenizer import load_chat_tokenizer
 from lit_llm.data.collation import PadCollator
 from lit_llm.data.conversations import Question, describe_format
@@ -251,13 +251,19 @@ class InstructionDataModule(SampleDataModule):
         # In a random order, as data is sorted more often than not.
         for index in Mixture([len(table)]).indices(0, len(table)).tolist():
             about = table.about(index)
-            if about is not None:
+            if about is None:
+                continue
+            if "prompt" in about:
+                ids, form = plain_prompt_ids(self.tokenizer, about["prompt"]), None
+                prompt = about["prompt"]
+            else:
+                messages, form = about["messages"], about["answer_format"]
                 ids = prompt_ids(
-                    self.tokenizer, about["messages"], about["tools"], about["template_options"]
+                    self.tokenizer, messages, about["tools"], about["template_options"]
                 )
-                if len(ids) < self.seq_len:
-                    prompt = about["messages"][-1].get("content") or ""
-                    yield Question(ids, prompt, about["reference"], about["answer_format"])
+                prompt = messages[-1].get("content") or ""
+            if 0 < len(ids) < self.seq_len:
+                yield Question(ids, prompt, about["reference"], form)
 
     def corpus_report(self) -> dict[str, Any]:
         """What the data holds and what was cut or left out, as plain data."""

@@ -39,7 +39,7 @@ from lit_llm.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,7 +342,9 @@ def _holds(sample: Sample, controls: list[str]) -> bool:
 
 
 def _question(sample: Sample) -> dict[str, Any] | None:
-    """What it takes to ask a conversation's last question anew."""
+    """What it takes to ask a sample's last question anew."""
+    if isinstance(sample, Completion) and sample.prompt and sample.completion.strip():
+        return {"prompt": sample.prompt, "reference": sample.completion}
     if not isinstance(sample, Conversation):
         return None
     last = len(sample.messages) - 1

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, overload
 
+import yaml
+
 from lit_llm.data.files import COMPRESSIONS, Document, file_format, is_glob, list_files
 from lit_llm.data.hub import hub_commit, read_hub
 from lit_llm.data.record_formats import Record, text_of
@@ -175,24 +177,37 @@ def as_sources(sources: Any, kind: type[Any] = Source) -> list[Any]:
         raise UserError(
             f"no source of {kind.content} is given; 'python-docs' needs no file and no network."
         )
-    found = [_as_source(item, kind) for item in items]
+    found = [_as_source(item, kind) for given in items for item in _parsed(given)]
     for source in found:
         source.check()
     return found
 
 
+def _parsed(item: Any) -> list[Any]:
+    """What a list or mapping holds that reached us as it was typed, since a value did not fit."""
+    if not isinstance(item, str) or not item.lstrip().startswith(("[{", "{")):
+        return [item]
+    try:
+        value = yaml.safe_load(item)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict | list):
+        raise UserError(f"source {item!r} is not understood; it is no YAML.")
+    return value if isinstance(value, list) else [value]
+
+
 def _as_source(item: Any, kind: type[AnySource]) -> AnySource:
     if isinstance(item, kind):
         return item
-    try:
-        # A list or mapping that does not parse as one reaches us as it was typed.
-        if isinstance(item, str) and not item.lstrip().startswith(("[{", "{")):
-            return kind(item)
-        if isinstance(item, dict):
-            return kind(**item)
-    except TypeError:
-        pass
     names = ", ".join(field.name for field in fields(kind))
+    if isinstance(item, str):
+        return kind(item)
+    if isinstance(item, dict):
+        known = {field.name for field in fields(kind)}
+        if unknown := [name for name in item if name not in known]:
+            raise UserError(f"a source has no field {unknown[0]!r}; the fields are: {names}.")
+        if "path" in item:
+            return kind(**item)
     raise UserError(
         f"source {item!r} is not understood; a path is needed, and the fields are: {names}."
     )

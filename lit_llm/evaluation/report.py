@@ -145,9 +145,7 @@ def write_report(
     parts = [
         f"# Report of {folder.name}",
         f"`{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`",
-        "## Held-out text",
-        results_table(results),
-        _legend(results),
+        *(["## Held-out text", results_table(results), _legend(results)] if results else []),
         "## Curves",
         "![curves](curves.png)",
     ]

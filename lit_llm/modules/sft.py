@@ -65,6 +65,8 @@ class SFTModule(CausalLMModule):
         super().__init__(base, tokenizer, seq_len, optimizer, schedule, z_loss)
         if isinstance(adapter, dict):  # from a checkpoint, which holds plain data
             adapter = AdapterConfig(**adapter)
+        if adapter is not None:
+            adapter.validate()
         if neftune_alpha < 0:
             raise UserError(
                 f"neftune_alpha must not be negative, got {neftune_alpha}; 5 is usual, 0 is off"

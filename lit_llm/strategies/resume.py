@@ -118,7 +118,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(
-            f"{path.parent} holds an unfinished run with other settings "
+            f"{path.parent} holds a run with other settings "
             f"({'; '.join(changed[:3])}{more}); give another --output_dir, or --resume never to "
             "start over there, or --resume CHECKPOINT to go on with the new settings"
         )

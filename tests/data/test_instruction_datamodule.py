@@ -188,6 +188,14 @@ def test_held_out_questions_come_from_all_sources_in_turn(make: Any) -> None:
         assert text.endswith(f"{question.prompt}<|im_end|>\n<|im_start|>assistant\n")
 
 
+def test_completions_are_asked_without_a_template(make: Any) -> None:
+    records = [{"prompt": f"2+{n}=", "completion": str(2 + n)} for n in range(40)]
+    data = make(records, val_fraction=0.5, setup="validate")
+    for question in data.heldout_questions("validation", 3):
+        assert text_of(data, torch.tensor(question.prompt_ids)) == question.prompt
+        assert int(question.reference) == 2 + int(question.prompt[2:-1])
+
+
 def test_packs_hold_whole_samples_kept_apart(make: Any) -> None:
     data = make([chat(f"q{n}", "a" * (n % 9)) for n in range(40)], seq_len=100)
     part = data.train_parts[0]

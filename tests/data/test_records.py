@@ -168,6 +168,7 @@ def test_python_docs(monkeypatch):
         "group": "a",
         "tools": None,
         "answer_format": "yes|no",
+        "template_options": None,
     }
     assert origin == "python-docs:a"
     assert len(records("python-docs", max_records=1)) == 1
@@ -194,7 +195,7 @@ def test_sources_from_configuration():
     ("sources", "sentence"),
     [
         ([], "no source of records is given"),
-        ([{"path": "a", "field": "x"}], "and the fields are: path, weight, name, subset"),
+        ([{"path": "a", "field": "x"}], "the fields are: path, weight, name, subset"),
         ([Source("a")], "is not understood"),
         ([{"path": "a", "weight": -1}], "source a: weight -1 must be above 0"),
         ([{"path": "a", "max_records": 0}], "source a: max_records 0 must be at least 1."),

@@ -11,6 +11,7 @@ import sft
 import torch
 import yaml
 
+ROOT = Path(__file__).parents[2]
 LORA = ("--model.adapter.method=lora", "--model.adapter.r=4", "--model.adapter.dropout=0.1")
 
 
@@ -84,6 +85,34 @@ def test_the_exported_model_answers_and_stops_by_its_generation_config(full: Pat
     ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     assert sorted(model.generation_config.eos_token_id) == sorted(ends)
     assert tokenizer.chat_template
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "configs").rglob("sft*.yaml")))
+def test_every_shipped_config_trains(path: Path, tiny_chat: Path, tmp_path: Path) -> None:
+    """A few steps of each, on the tiny model and its data."""
+    settings = yaml.safe_load((tiny_chat / "sft.yaml").read_text())["data"]
+    sft.main(
+        [
+            f"--config={path}",
+            f"--output_dir={tmp_path}",
+            f"--model.base.pretrained={tiny_chat / 'model'}",
+            f"--data.sources={json.dumps(settings['sources'])}",
+            f"--data.cache_dir={settings['cache_dir']}",
+            "--data.seq_len=96",
+            "--data.micro_batch_size=2",
+            "--trainer.precision=32-true",
+            "--trainer.limit_train_batches=4",
+            "--trainer.max_epochs=1",
+            "--trainer.val_check_interval=4",
+            "--trainer.limit_val_batches=1",
+            "--trainer.limit_test_batches=1",
+            "--samples.count=1",
+            "--samples.test_count=1",
+            "--samples.max_new_tokens=2",
+            "--logging.wandb=off",
+        ]
+    )
+    assert list((tmp_path / "checkpoints").glob("step=*.ckpt"))
 
 
 def test_adapters_are_saved_as_peft_and_merged_into_the_export(lora: Path, tiny_chat: Path) -> None:
@@ -260,6 +289,17 @@ BAD = {
         "--model.adapter.target_modules=[q_prj]",
     ),
     "no such file": ("--data.sources=nowhere.jsonl",),
+    "Option 'rank' is not accepted": ("--model.adapter.rank=8",),
+    "model folder '/no/such/model' does not exist": ("--model.base.pretrained=/no/such/model",),
+    "format 'chatml' is unknown": ("--data.sources=[{path: a.jsonl, format: chatml}]",),
+    "has no field 'feild'": ("--data.sources=[{path: a.jsonl, feild: text}]",),
+    "adapter r 0 and alpha": ("--model.adapter.method=lora", "--model.adapter.r=0"),
+    "val_check_interval does not fit the data": (
+        "--trainer.val_check_interval=5000",
+        "--trainer.max_steps=-1",
+        "--trainer.max_epochs=1",
+        "--samples.test_count=0",
+    ),
 }
 
 
@@ -271,8 +311,11 @@ def test_a_mistake_is_said_in_one_sentence(
 
     with pytest.raises(SystemExit) as exit_info:
         sft.main(arguments(tiny_chat, tmp_path, "--data.val_fraction=0.1", *BAD[message]))
-    assert exit_info.value.code in (1, 2)
-    assert re.search(message, capsys.readouterr().err)
+    assert exit_info.value.code == 1
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 1
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(

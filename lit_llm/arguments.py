@@ -1,0 +1,63 @@
+"""What a command line may say, and what is said of one that cannot be read."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+_SOURCES = ("--data.sources", "--data.val_sources")
+
+# How the parser speaks of types and of what it tried, which says nothing to people.
+_ASIDES = (
+    "Does not validate against any of the Union subtypes",
+    "Subtypes:",
+    "Errors:",
+    "Problem with given class_path",
+    "Expected a <class 'NoneType'>",
+    "Given value",
+)
+
+
+def in_one_sentence(message: str) -> str:
+    """The message of a command-line parser without its asides, in one line.
+
+    Args:
+        message: What jsonargparse says of arguments that do not fit, over several lines.
+    """
+    lines = [line.strip(" -") for line in message.splitlines()]
+    told = [line for line in lines if line and not line.startswith(_ASIDES)]
+    return "; ".join(told).replace(":;", ":") + " (--help lists the settings)"
+
+
+def listed_sources(args: list[str]) -> list[str]:
+    """Put a single source into a list, and empty the list first.
+
+    Otherwise jsonargparse fills the fields that a source leaves out with those of the source that
+    stands at its place in the recipe's YAML.
+    """
+    result: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        name, equals, value = arg.partition("=")
+        if name in ("--config", "-c") and (equals or (value := next(rest, ""))):
+            result += [f"{key}=[]" for key in _SOURCES if _sets(value, key)]
+            result.append(f"--config={value}")
+        elif name in _SOURCES and (equals or (value := next(rest, ""))):
+            result += [f"{name}=[]", f"{name}={_listed(value)}"]
+        else:
+            result.append(arg)
+    return result
+
+
+def _sets(config: str, key: str) -> bool:
+    """Whether a YAML file sets a list of sources; a file that cannot be read is the parser's."""
+    try:
+        settings = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        return bool(settings["data"][key.rpartition(".")[2]])
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return False
+
+
+def _listed(value: str) -> str:
+    is_list = value.lstrip().startswith(("[", "{")) or value == "null"
+    return value if is_list else json.dumps([value])
