@@ -94,7 +94,7 @@ def test_several_sources_and_nothing_held_out(main, corpus, tmp_path, capsys):
         ),
         (["--val_fraction", "1"], "error: val_fraction 1.0 and test_fraction 0.05 must not"),
         (["--cleaning.max_repetition", "2"], "error: cleaning: max_repetition 2.0 must lie in"),
-        (["--sources", '[{"path": "a", "wight": 1}]'], "is not understood"),
+        (["--sources", '[{"path": "a", "wight": 1}]'], "has no field 'wight'"),
         (["--sources", '[{"path": "a", "weight": -1}]'], "error: source a: weight -1.0 must be"),
     ],
 )
