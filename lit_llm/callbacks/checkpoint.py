@@ -62,7 +62,7 @@ class StepCheckpoint(ModelCheckpoint):
         )
         boundary = last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if last and boundary and str(path) != self.best_model_path:
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
 
 
 def checkpoint_path(trainer: Trainer) -> Path:

@@ -54,7 +54,7 @@ class GracefulStop(Callback):
         if not self._any_rank(self._received, trainer, pl_module):
             return
         path = checkpoint_path(trainer)
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         raise RunStopped(f"SIGTERM: saved {path} and stopped; the same command resumes from there")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
