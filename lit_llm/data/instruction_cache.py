@@ -204,7 +204,7 @@ def _build(
     sources = settings.all_sources
     counts = [Counts() for _ in sources]
     seen: set[bytes] = set()
-    held_out: set[bytes] = set()
+    held_out: set[str] = set()
     controls = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
     digest = hashlib.sha256()
     with ExitStack() as files:
@@ -226,7 +226,7 @@ def _build(
                     continue
                 seen.add(hashed)
                 own.control_text += _holds(sample, controls)
-                group = normalized_key(sample.group).encode()
+                group = normalized_key(sample.group)
                 split: Split = "validation"
                 if number >= border:
                     held_out.add(group)
@@ -274,8 +274,8 @@ def _tokenized(
 ) -> Iterator[tuple[list[int], list[bool]]]:
     """The token ids of a sample and which are trained; several pieces of a long plain text."""
     if isinstance(sample, Tokens):
-        chat = TokenizedChat(sample.input_ids, _runs(sample.trained), [])
-        chat = dataclasses.replace(chat, trained=[True] * len(chat.turns))
+        turns = _runs(sample.trained)
+        chat = TokenizedChat(sample.input_ids, turns, [True] * len(turns))
     else:
         try:
             if isinstance(sample, Completion):
