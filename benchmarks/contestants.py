@@ -121,7 +121,7 @@ def ours_bare(work: Work, clock: Clock, *, compile: bool = True) -> None:
     for batch in _loader(work):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             sums = causal_lm_loss(module.model, batch["input_ids"], batch["labels"])
-            loss = sums.loss / batch["num_target_tokens"]
+            loss = sums.loss / batch["num_targets"]
         optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_(module.parameters(), CLIP)
@@ -229,7 +229,7 @@ def _module(work: Work, compile: bool) -> Any:
 def _loader(work: Work) -> Any:
     targets = torch.tensor(work.micro_batch * (work.seq_len - 1))
     batches = [
-        {"input_ids": tokens, "labels": tokens, "num_target_tokens": targets}
+        {"input_ids": tokens, "labels": tokens, "num_targets": targets}
         for tokens in work.batches()
     ]
     return torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]

@@ -284,7 +284,7 @@ class RecipeCLI(LightningCLI):
         folder, model = self.config["export_dir"], self.model.model
         if not self.trainer.is_global_zero:
             return
-        from lit_llm.models.adapters import is_adapted, merged_copy, save_adapter
+        from lit_llm.models.adapters import is_adapted, save_adapter
 
         if is_adapted(model):
             print(f"adapter: {save_adapter(model, self.output_dir / 'adapter')}")
@@ -292,7 +292,7 @@ class RecipeCLI(LightningCLI):
             return
         from lit_llm.models.export import export_model
 
-        export_model(merged_copy(model), self.datamodule.tokenizer, Path(folder))
+        export_model(self.model.exported_model(), self.datamodule.tokenizer, Path(folder))
         print(f"exported to {folder}")
 
     def report(

@@ -40,7 +40,7 @@ class InstructionDataModule(SampleDataModule):
     Batches are dicts of long tensors: ``input_ids`` and ``labels`` (B, T), aligned (the model
     shifts them), -100 where there is no loss; ``source`` (B,); with packing ``document_ids`` (-1 at
     padding) and ``position_ids`` (B, T), without it ``attention_mask`` (B, T). T is the longest
-    sample of the batch. Training batches also hold ``num_target_tokens`` (), see
+    sample of the batch. Training batches also hold ``num_targets`` (), see
     ``ResumableLoader``.
 
     Conversations that begin with the same question are never in two splits. Exact resume and the

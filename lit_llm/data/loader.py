@@ -53,7 +53,7 @@ class ResumableLoader:
     reads the cursor when its first batch is asked for, so making one early, or twice, is harmless.
     Iterating draws nothing from the global random states.
 
-    Each batch also gets ``num_target_tokens``, a long (): the targets of its whole accumulation
+    Each batch also gets ``num_targets``, a long (): the targets of its whole accumulation
     window on this rank. The windows are those of Lightning: N micro-batches from the start of the
     epoch, the last one shorter. After a resume inside a window it has only what is left, since the
     gradient of the rest is gone.
@@ -147,7 +147,7 @@ class ResumableLoader:
                 done += 1
                 start += self.global_batch
                 self.cursor.consumed = start
-                yield {**batch, "num_target_tokens": targets.clone()}
+                yield {**batch, "num_targets": targets.clone()}
 
     def _index_lists(self, start: int, batches: int) -> Iterator[list[int]]:
         for number in range(batches):

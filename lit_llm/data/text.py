@@ -34,7 +34,7 @@ class TextDataModule(SampleDataModule):
     Batches are dicts of long tensors: ``input_ids`` and ``labels`` (B, T), aligned (the model
     shifts them), -100 where there is no loss; ``source`` (B,), the index into ``source_labels``;
     with ``isolate_documents`` also ``document_ids`` and ``position_ids`` (B, T). Training batches
-    also hold ``num_target_tokens`` (), see ``ResumableLoader``.
+    also hold ``num_targets`` (), see ``ResumableLoader``.
 
     The order of the training samples depends on the seed, the weights and the corpus only. Its
     state is one number, so training resumes exactly, with another number of ranks or workers too.

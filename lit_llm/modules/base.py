@@ -19,7 +19,7 @@ class BaseModule(LightningModule):
     """The ground of the stages: one optimizer with decay groups, one schedule, one clipping rule.
 
     A subclass sets ``self.model`` in ``configure_model`` and returns from ``training_step`` what
-    ``token_mean`` makes of a sum over tokens.
+    ``global_mean`` makes of a sum over tokens.
 
     Args:
         optimizer: Builds the optimizer from parameter groups.
@@ -30,11 +30,11 @@ class BaseModule(LightningModule):
         super().__init__()
         self.optimizer_factory = optimizer
         self.schedule = schedule
-        self._window_tokens: Tensor | None = None
+        self._window_targets: Tensor | None = None
 
     # ----- the token-correct loss ---------------------------------------------------------------
 
-    def token_mean(self, loss_sum: Tensor, num_target_tokens: Tensor, batch_idx: int) -> Tensor:
+    def global_mean(self, loss_sum: Tensor, num_targets: Tensor, batch_idx: int) -> Tensor:
         """Turn a micro-batch's summed loss into its share of the global batch's token mean.
 
         Lightning divides what ``training_step`` returns by ``accumulate_grad_batches``, and data
@@ -45,16 +45,16 @@ class BaseModule(LightningModule):
 
         Args:
             loss_sum: Sum of the loss over this micro-batch's target tokens, 0-dim.
-            num_target_tokens: Target tokens of this rank's whole accumulation window, 0-dim.
+            num_targets: Target tokens of this rank's whole accumulation window, 0-dim.
             batch_idx: Index of the micro-batch in the epoch.
 
         Returns:
             The loss to hand to Lightning, 0-dim.
         """
         window = self.trainer.accumulate_grad_batches
-        if self._window_tokens is None or batch_idx % window == 0:
-            self._window_tokens = self.data_parallel_sum(num_target_tokens)
-        scale = window * self.data_parallel_size / self._window_tokens.clamp(min=1)
+        if self._window_targets is None or batch_idx % window == 0:
+            self._window_targets = self.data_parallel_sum(num_targets)
+        scale = window * self.data_parallel_size / self._window_targets.clamp(min=1)
         return loss_sum * scale
 
     @property

@@ -98,8 +98,8 @@ def test_resuming_anywhere_equals_a_straight_run(stop, workers):
     rest = run(resumed, 3)[: 21 - stop]
     assert [numbers(batch) for batch in first + rest] == [numbers(batch) for batch in straight]
     if stop % 7 % 3 == 0:  # at the border of a window its targets are the same too
-        targets = [int(batch["num_target_tokens"]) for batch in straight]
-        assert [int(batch["num_target_tokens"]) for batch in first + rest] == targets
+        targets = [int(batch["num_targets"]) for batch in straight]
+        assert [int(batch["num_targets"]) for batch in first + rest] == targets
 
 
 def test_a_checkpoint_of_two_ranks_resumes_on_one():
@@ -121,7 +121,7 @@ def test_targets_are_those_of_the_whole_window_the_last_one_shorter():
     stream = Mixture([7, 21], [1, 1], seed=7).indices(0, 28)
     windows = [stream[:12], stream[12:24], stream[24:]]
     expected = [sum(1 + int(number) % 3 for number in window) for window in windows]
-    given = [batch["num_target_tokens"] for batch in loader]
+    given = [batch["num_targets"] for batch in loader]
     assert [int(n) for n in given] == 3 * expected[:1] + 3 * expected[1:2] + expected[2:]
     assert given[0].shape == () and given[0].dtype == torch.int64
 
@@ -130,7 +130,7 @@ def test_resuming_inside_a_window_counts_what_is_left_of_it():
     stream = Mixture([7, 21], [1, 1], seed=7).indices(0, 28)
     loader, _ = make(4, size=28, batch=4, accumulate=3)
     left = sum(1 + int(number) % 3 for number in stream[4:12])
-    given = [int(batch["num_target_tokens"]) for batch in loader]
+    given = [int(batch["num_targets"]) for batch in loader]
     assert given[:2] == [left, left]
 
 
@@ -142,7 +142,7 @@ def test_windows_follow_the_batches_that_the_trainer_counts():
     assert [number for batch in batches for number in numbers(batch)] == stream.tolist()
     windows = [stream[:4], stream[4:16], stream[16:]]  # batches 3 | 4 5 6 | 7 of the epoch
     expected = [sum(1 + int(number) % 3 for number in window) for window in windows]
-    given = [int(batch["num_target_tokens"]) for batch in batches]
+    given = [int(batch["num_targets"]) for batch in batches]
     assert given == [expected[0], *3 * expected[1:2], expected[2]]
     assert cursor.consumed == 36
 
@@ -165,7 +165,7 @@ def test_max_batches_cuts_the_epoch_and_its_last_window():
     flat = [number for epoch in epochs for batch in epoch for number in numbers(batch)]
     assert flat == stream.tolist()
     last = epochs[0][-1]
-    assert int(last["num_target_tokens"]) == count(last)
+    assert int(last["num_targets"]) == count(last)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

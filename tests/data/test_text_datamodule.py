@@ -76,7 +76,7 @@ def test_every_training_token_is_predicted_once_an_epoch(make):
     data.setup("fit")
     batches = list(data.train_dataloader())
     assert len(batches) == data.batches_per_epoch
-    assert set(batches[0]) == {"input_ids", "labels", "source", "num_target_tokens"}
+    assert set(batches[0]) == {"input_ids", "labels", "source", "num_targets"}
     assert batches[0]["input_ids"].shape == (1, 32)
     tokens = torch.tensor(data.cache.split(0, "train").tokens.astype("int64"))
     predicted = torch.cat([batch["labels"][:, 1:].flatten() for batch in batches])
@@ -118,7 +118,7 @@ def test_isolated_documents(make):
         assert batch["input_ids"][row, column] == 256  # EOS
         assert batch["position_ids"][row, column + 1] == 0
         assert batch["labels"][row, column + 1] == -100
-    assert batch["num_target_tokens"] == 4 * 99 - len(starts)
+    assert batch["num_targets"] == 4 * 99 - len(starts)
 
 
 def test_validation_sources_are_held_out_as_a_whole_and_not_trained_on(make):
@@ -176,7 +176,7 @@ def test_ranks_share_the_data_out(make):
     for whole, *parts in zip(one, first[0], second[0], strict=True):
         together = torch.cat([part["input_ids"] for part in parts])
         assert together.equal(whole["input_ids"])
-        assert sum(part["num_target_tokens"] for part in parts) == whole["num_target_tokens"]
+        assert sum(part["num_targets"] for part in parts) == whole["num_targets"]
     assert len(first[1]) == len(second[1])
     targets = [
         sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
@@ -206,11 +206,11 @@ class Recorder(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         counted = int((batch["labels"][:, 1:] != -100).sum())
-        self.targets[self.global_step].append((int(batch["num_target_tokens"]), counted))
+        self.targets[self.global_step].append((int(batch["num_targets"]), counted))
         self.steps.append(
-            (self.current_epoch, batch_idx, int(batch["num_target_tokens"]), batch["input_ids"])
+            (self.current_epoch, batch_idx, int(batch["num_targets"]), batch["input_ids"])
         )
-        return self.weight * batch["num_target_tokens"]
+        return self.weight * batch["num_targets"]
 
     def validation_step(self, batch, batch_idx):
         pass

@@ -24,7 +24,7 @@ BATCH = {
     "labels": torch.arange(24).view(2, 12),
     "document_ids": torch.tensor([[0] * 8 + [1] * 3 + [-1], [0] * 12]),
     "position_ids": torch.tensor([[*range(8), *range(3), 0], [*range(12)]]),
-    "num_target_tokens": torch.tensor(20),
+    "num_targets": torch.tensor(20),
 }
 
 

@@ -99,7 +99,7 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(folder: Path) -> None:
     batch = data_of(folder, packing=False).first_batch()
     assert batch["attention_mask"].min() == 0  # padding takes part
     sums = causal_lm_loss(module.model, **model_inputs(batch))
-    (sums.loss / batch["num_target_tokens"]).backward()
+    (sums.loss / batch["num_targets"]).backward()
     ours = gradients(module)
     plain = module.model(
         input_ids=batch["input_ids"],
@@ -109,7 +109,7 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(folder: Path) -> None:
     )
     plain.loss.backward()
     theirs = gradients(module)
-    assert sums.loss.item() / int(batch["num_target_tokens"]) == pytest.approx(
+    assert sums.loss.item() / int(batch["num_targets"]) == pytest.approx(
         plain.loss.item(), rel=1e-6
     )
     for name, expected in theirs.items():

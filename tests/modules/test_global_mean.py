@@ -131,7 +131,7 @@ def test_accumulation_changes_nothing(
 
 def test_the_law_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """With means of micro-batch means, which is what Lightning does by itself, it does."""
-    monkeypatch.setattr(CausalLMModule, "token_mean", _mean_of_means)
+    monkeypatch.setattr(CausalLMModule, "global_mean", _mean_of_means)
     monkeypatch.setattr(CausalLMModule, "on_train_batch_start", _count_targets, raising=False)
     found = trained(2, 4, None)
     expected = by_hand(None)
@@ -143,5 +143,5 @@ def _count_targets(self: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
 
 
 def _mean_of_means(self: Any, loss_sum: Tensor, tokens: Tensor, batch_idx: int) -> Tensor:
-    self._window_tokens = tokens
+    self._window_targets = tokens
     return loss_sum / self.micro_batch_targets
