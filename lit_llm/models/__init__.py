@@ -24,6 +24,16 @@ from lit_llm.models.forward import (
     supports_fused_head,
 )
 from lit_llm.models.presets import PRESETS, preset_config
+from lit_llm.models.reward import (
+    RewardEnsemble,
+    RewardStatistics,
+    build_reward_model,
+    load_reward_models,
+    read_statistics,
+    score,
+    standardised,
+    write_statistics,
+)
 from lit_llm.models.vocabulary import Vocabulary, set_stop_tokens, vocabulary_of
 
 __all__ = [
@@ -31,9 +41,12 @@ __all__ = [
     "AdapterConfig",
     "BaseModelConfig",
     "ExportError",
+    "RewardEnsemble",
+    "RewardStatistics",
     "Vocabulary",
     "add_adapter",
     "build_model",
+    "build_reward_model",
     "causal_lm_loss",
     "causal_lm_statistics",
     "check_adapter_folder",
@@ -44,15 +57,20 @@ __all__ = [
     "hidden_states",
     "is_adapted",
     "keep_buffer_dtypes",
+    "load_reward_models",
     "merge_adapter",
     "merged_copy",
     "output_head",
     "preset_config",
+    "read_statistics",
     "resolve_config",
     "save_adapter",
+    "score",
     "set_stop_tokens",
+    "standardised",
     "supports_fused_head",
     "trainable_summary",
     "unwrap",
     "vocabulary_of",
+    "write_statistics",
 ]

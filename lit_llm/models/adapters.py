@@ -7,10 +7,8 @@ QLoRA: https://arxiv.org/abs/2305.14314.
 from __future__ import annotations
 
 import copy
-import difflib
 import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,10 +16,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from lit_llm.errors import UserError
+from lit_llm.models.adapter_checks import (
+    check_names,
+    check_task,
+    check_tied,
+    holds_matrix,
+    is_tied,
+)
 from lit_llm.models.build import build_model
 from lit_llm.models.config import BaseModelConfig
 from lit_llm.models.folders import TOKENIZER_FILES, check_replaceable, whole_folder
 from lit_llm.models.pretrained import one_line
+from lit_llm.models.score_head import HEAD, is_classifier
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -86,6 +92,8 @@ class AdapterConfig:
 def add_adapter(model: PreTrainedModel, config: AdapterConfig) -> PeftModel:
     """Freezes a model and puts adapters into its layers, in place.
 
+    The head of a reward model is new, so it is trained whole and saved with the adapters.
+
     Args:
         model: A model of :func:`build_model`, which for ``qlora`` has been given
             ``quantization=config.quantization``. Turn gradient checkpointing on before.
@@ -112,25 +120,31 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig) -> PeftModel:
     targets: str | list[str] = config.target_modules
     targets = [targets] if isinstance(targets, str) and targets != ALL_LINEAR else targets
     if not isinstance(targets, str):
-        matrices = [name for name, m in model.named_modules() if _holds_matrix(m)]
-        _check_names(matrices, targets, f"target_modules: {kind} has no linear layer")
-        if _is_tied(model):
-            _check_tied(model, targets)
+        matrices = [name for name, m in model.named_modules() if holds_matrix(m)]
+        check_names(matrices, targets, f"target_modules: {kind} has no linear layer")
+        if is_tied(model):
+            check_tied(model, targets)
+        if is_classifier(model) and HEAD in targets:
+            raise UserError(
+                f"adapter target_modules: {HEAD!r}, the head of a reward model, is trained whole "
+                "in any case; leave it out."
+            )
     names = [name for name, _ in model.named_modules()]
-    _check_names(names, config.modules_to_save or [], f"modules_to_save: {kind} has no layer")
+    check_names(names, config.modules_to_save or [], f"modules_to_save: {kind} has no layer")
     if quantized:  # checkpointing stays as build_model has set it
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     lora = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if is_classifier(model) else "CAUSAL_LM",
         r=config.r,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
         lora_dropout=config.dropout,
         target_modules=targets,
-        modules_to_save=config.modules_to_save,
+        # peft adds the head of a reward model, to the very list it is given.
+        modules_to_save=list(config.modules_to_save) if config.modules_to_save else None,
         use_rslora=config.rslora,
         use_dora=config.method == "dora",
         # An embedding that is trained and is the output head too has to stay one matrix.
-        ensure_weight_tying=bool(config.modules_to_save and _is_tied(model)),
+        ensure_weight_tying=bool(config.modules_to_save and is_tied(model)),
     )
     try:
         adapted = get_peft_model(model, lora)
@@ -161,7 +175,13 @@ def merged_copy(model: nn.Module) -> PreTrainedModel:
             config = BaseModelConfig(
                 pretrained=base.name_or_path, dtype="bfloat16", resize_embeddings=True
             )
-            return merge_adapter(build_model(config, vocab_size=base.config.vocab_size), saved)
+            whole = build_model(
+                config,
+                vocab_size=base.config.vocab_size,
+                pad_token_id=base.config.pad_token_id,
+                heads=base.config.num_labels if is_classifier(base) else None,
+            )
+            return merge_adapter(whole, saved)
     # Copied tensor by tensor: a copy of the whole on a GPU might not fit beside the original.
     copies: dict[int, Any] = {}
     for parameter in model.parameters():
@@ -175,7 +195,8 @@ def merged_copy(model: nn.Module) -> PreTrainedModel:
 def merge_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PreTrainedModel:
     """Adds the adapters of a peft folder into the weights of their base model, in place.
 
-    The generation config (stop tokens) is taken over where the folder has one.
+    The generation config (stop tokens) is taken over where the folder has one. Adapters of a reward
+    model bring its head, so the base model may have any.
 
     Args:
         model: The base model.
@@ -192,6 +213,7 @@ def merge_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
     from transformers import GenerationConfig
 
     path = check_adapter_folder(folder)
+    check_task(model, path)
     try:
         adapted = PeftModel.from_pretrained(model, str(path))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
@@ -251,7 +273,8 @@ def save_adapter(
     with whole_folder(target) as draft:
         base = unwrap(model)
         grown = getattr(base, "grown_embedding", False)
-        base.generation_config.save_pretrained(draft)
+        if base.can_generate():
+            base.generation_config.save_pretrained(draft)
         peft_model.save_pretrained(draft, save_embedding_layers=grown)
         (draft / "README.md").unlink(missing_ok=True)  # a form, not filled in
         if tokenizer is not None:
@@ -291,37 +314,3 @@ def _merge(adapted: nn.Module) -> PreTrainedModel:
         raise UserError(f"the adapters cannot be merged: {one_line(error)}") from error
     merged.tie_weights()
     return merged.requires_grad_(True)
-
-
-def _is_tied(model: PreTrainedModel) -> bool:
-    inputs: Any = model.get_input_embeddings()
-    head: Any = model.get_output_embeddings()
-    return head is not None and head.weight is inputs.weight
-
-
-def _holds_matrix(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, nn.Parameter) and weight.ndim == 2
-
-
-def _check_names(known: Iterable[str], names: list[str], what: str) -> None:
-    """Says which of ``names`` is the end of no name in ``known``."""
-    ends = [f".{name}" for name in known]
-    for name in names:
-        if not any(end.endswith(f".{name}") for end in ends):
-            lasts = {end.rpartition(".")[2] for end in ends}
-            layers = sorted(last for last in lasts if last and not last.isdigit())
-            near = difflib.get_close_matches(name, layers, n=3) or layers
-            raise UserError(f"adapter {what} {name!r}; did you mean {', '.join(near)}?")
-
-
-def _check_tied(model: PreTrainedModel, targets: list[str]) -> None:
-    """Merging into one end of a tied embedding would change the other."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    for name, module in model.named_modules():
-        for target in targets:
-            if any(module is end for end in ends) and f".{name}".endswith(f".{target}"):
-                raise UserError(
-                    f"adapter target_modules: {target!r} shares its matrix with the other end of "
-                    f"{type(model).__name__}; leave it out, or train it whole by modules_to_save."
-                )

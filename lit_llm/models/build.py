@@ -21,6 +21,12 @@ from lit_llm.models.pretrained import (
     load_model,
     one_line,
 )
+from lit_llm.models.score_head import (
+    ask_for_heads,
+    auto_class,
+    initialise_head,
+    is_classifier_config,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -56,6 +62,7 @@ def build_model(
     eos_token_id: int | None = None,
     seq_len: int | None = None,
     quantization: Quantization | None = None,
+    heads: int | None = None,
 ) -> PreTrainedModel:
     """The model of ``config``, fitted to a tokenizer and a sequence length.
 
@@ -71,6 +78,8 @@ def build_model(
         eos_token_id: Id of the token that ends a text, written likewise.
         seq_len: Longest sequence to be fed.
         quantization: Load pretrained weights in 4 bits, to train adapters on; a CUDA device only.
+        heads: How many scores of a whole text the model gives, in place of the logits of tokens
+            (see :func:`lit_llm.models.build_reward_model`); ``None`` for a language model.
 
     Returns:
         The model in train mode on the CPU (or the default device).
@@ -81,6 +90,13 @@ def build_model(
     """
     ids = {"pad": pad_token_id, "bos": bos_token_id, "eos": eos_token_id}
     hf_config = _loaded_config(config, vocab_size, ids, seq_len)
+    new_head = False
+    if heads is not None:
+        ask_for_heads(hf_config, heads, _name(config))
+        new_head = not (config.pretrained and is_classifier_config(hf_config))
+    elif config.pretrained and is_classifier_config(hf_config):
+        # With a tied embedding it has all that a language model needs, and says nothing sensible.
+        raise UserError(f"{_name(config)} scores texts; give a causal language model.")
     _keep_bars_out_of_logs()
     if config.attn_implementation == BLOCKED:
         register_blocked_attention()
@@ -89,11 +105,14 @@ def build_model(
         "attn_implementation": config.attn_implementation,
     }
     if config.pretrained:
-        model = load_model(config, hf_config, options, quantization)
+        model = load_model(config, hf_config, options, quantization, heads is not None)
     elif quantization is not None:
         raise UserError("only a pretrained model can be quantized (method: qlora).")
     else:
-        model = _create(hf_config, options | {"trust_remote_code": config.trust_remote_code})
+        options |= {"trust_remote_code": config.trust_remote_code}
+        model = _create(hf_config, options, heads is not None)
+    if new_head:
+        initialise_head(model)
     rows = cast("nn.Embedding", model.get_input_embeddings()).weight.shape[0]
     if vocab_size is not None and rows < vocab_size:
         if not _may_grow(config):
@@ -240,11 +259,12 @@ def _config_from_dict(values: dict[str, Any], seq_len: int | None) -> Pretrained
         raise UserError(f"the config of {model_type} is not valid: {one_line(error)}") from error
 
 
-def _create(hf_config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
+def _create(
+    hf_config: PretrainedConfig, options: dict[str, Any], classifier: bool
+) -> PreTrainedModel:
     try:
-        return AutoModelForCausalLM.from_config(hf_config, **options)
+        created: PreTrainedModel = auto_class(classifier).from_config(hf_config, **options)
+        return created
     except (ValueError, ImportError, TypeError, RuntimeError, AssertionError) as error:
         raise attention_error(hf_config.model_type, options, error) or UserError(
             f"transformers cannot build this {hf_config.model_type} model: {one_line(error)}"
@@ -255,7 +275,7 @@ def _set_dropout(hf_config: PretrainedConfig, dropout: float) -> None:
     fields = [
         name for name in _DROPOUT_FIELDS if isinstance(getattr(hf_config, name, None), int | float)
     ]
-    if not fields:
+    if not fields and dropout:
         raise UserError(f"{hf_config.model_type} models have no dropout; leave dropout out.")
     for name in fields:
         setattr(hf_config, name, dropout)
@@ -263,7 +283,10 @@ def _set_dropout(hf_config: PretrainedConfig, dropout: float) -> None:
 
 def _set_special_ids(model: PreTrainedModel, ids: dict[str, int | None]) -> None:
     """Writes the tokenizer's ids where generation and training read them."""
-    for target in (model.config, model.generation_config):
+    targets: list[Any] = [model.config, model.config.get_text_config()]
+    if model.can_generate():  # a reward model does not
+        targets.append(model.generation_config)
+    for target in targets:
         for name, value in ids.items():
             old = getattr(target, f"{name}_token_id", None)
             # A chat model may stop at several tokens; the tokenizer knows only one of them.

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_llm.errors import UserError
 from lit_llm.models.folders import TOKENIZER_FILES, check_replaceable, whole_folder
+from lit_llm.models.reward import score
+from lit_llm.models.score_head import auto_class, is_classifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +42,9 @@ def export_model(
 
     The files are written beside it, read back with ``AutoModelForCausalLM.from_pretrained`` and
     compared (logits of a fixed input, ids of a fixed text); only then do they take the folder's
-    place. A failed or killed export therefore leaves what was there.
+    place. A failed or killed export therefore leaves what was there. A reward model is read back
+    with ``AutoModelForSequenceClassification``, and what transformers makes of a padded batch is
+    compared with our own scores.
 
     Args:
         model: An unwrapped transformers model with all its weights; its blocks may be compiled.
@@ -50,11 +55,14 @@ def export_model(
         The folder.
 
     Raises:
-        UserError: ``folder`` is a file, holds files that no export writes, or cannot be written.
-        ExportError: The folder read back gives other logits or other token ids.
+        UserError: ``folder`` is a file, holds files that no export writes, or cannot be written;
+            or a reward model has no padding token of its own.
+        ExportError: The folder read back gives other logits, scores or token ids.
     """
     target = Path(folder).expanduser().absolute()
     check_export_folder(target)
+    if is_classifier(model):
+        _check_padding(model)
     with whole_folder(target) as draft:
         model.save_pretrained(draft)
         if tokenizer is not None:
@@ -75,11 +83,9 @@ def check_export_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def _verify_model(model: PreTrainedModel, draft: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     # A model with code of its own is not known to the Auto classes.
     of_transformers = type(model).__module__.startswith("transformers.")
-    loader = AutoModelForCausalLM if of_transformers else type(model)
+    loader = auto_class(is_classifier(model)) if of_transformers else type(model)
     config = model.config.get_text_config()
     copy: Any = loader.from_pretrained(
         draft, dtype=model.dtype, attn_implementation=config._attn_implementation
@@ -88,30 +94,60 @@ def _verify_model(model: PreTrainedModel, draft: Path) -> None:
     length = min(16, getattr(config, "max_position_embeddings", None) or 16)
     tokens = torch.arange(2 * length, device=model.device).view(2, length) * 7919
     tokens = tokens % config.vocab_size
-    expected, found = _logits(model, tokens), _logits(copy, tokens)
+    with torch.no_grad(), _plain_evaluation(model), _plain_evaluation(copy):
+        if is_classifier(model):
+            _compare_scores(model, copy, tokens)
+        else:
+            expected, found = (m(tokens, use_cache=False).logits.float() for m in (model, copy))
+            _compare("logits", expected, found, tolerance=1e-6)
+
+
+def _compare_scores(model: PreTrainedModel, copy: PreTrainedModel, tokens: Tensor) -> None:
+    """Also what others will compute: by transformers, which finds the last token by its id."""
+    pad = model.config.get_text_config().pad_token_id
+    other = pad - 1 if pad else 1
+    tokens = torch.where(tokens == pad, other, tokens)
+    mask = torch.ones_like(tokens)
+    mask[1, (tokens.shape[1] + 1) // 2 :] = 0
+    tokens = tokens.masked_fill(mask == 0, pad)
+    expected = score(model, tokens, mask)
+    _compare("scores", expected, score(copy, tokens, mask), tolerance=1e-6)
+    found = copy(tokens, attention_mask=mask, use_cache=False).logits.float()
+    # transformers applies the head in the model's own precision.
+    tolerance = max(1e-5, 4 * torch.finfo(model.dtype).eps)
+    _compare("scores", expected, found, tolerance * max(1.0, expected.abs().max().item()))
+
+
+def _compare(what: str, expected: Tensor, found: Tensor, tolerance: float) -> None:
     if not expected.isfinite().all():
-        raise ExportError("the model gives logits that are NaN or infinite; nothing was exported")
+        raise ExportError(f"the model gives {what} that are NaN or infinite; nothing was exported")
     difference = (expected - found).abs().max().item()
-    if difference > 1e-6:
+    if not difference <= tolerance:
         raise ExportError(
-            f"the exported model gives other logits than the trained one (by {difference:.3g}); "
+            f"the exported model gives other {what} than the trained one (by {difference:.3g}); "
             "nothing was exported"
         )
 
 
-@torch.no_grad()
-def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    with _eager_evaluation(model), torch.autocast(tokens.device.type, enabled=False):
-        return model(tokens, use_cache=False).logits.float()
+def _check_padding(model: PreTrainedModel) -> None:
+    config = model.config.get_text_config()
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if config.pad_token_id is None or config.pad_token_id in ends:
+        what = "no padding token" if config.pad_token_id is None else "padding that ends texts too"
+        raise UserError(
+            f"this reward model has {what}: transformers would read its score at another token; "
+            "train it with a padding token of its own (pad_token)."
+        )
 
 
 @contextmanager
-def _eager_evaluation(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off, and no compilation just for one small forward."""
+def _plain_evaluation(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout and autocast off, and no compilation just for one small forward."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
+    plain = torch.autocast(model.device.type, enabled=False)
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with plain, torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module, mode in modes.items():

@@ -9,6 +9,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
@@ -20,6 +21,7 @@ from lit_llm.functional import (
     logits_cross_entropy,
     logits_statistics,
     shift_labels,
+    token_log_probs,
     token_statistics,
 )
 from lit_llm.models.adapters import unwrap
@@ -197,6 +199,45 @@ def causal_lm_statistics(
     if packed:
         nll, correct = packed.restore(nll), packed.restore(correct)
     return nll.view_as(targets), correct.view_as(targets), targets != IGNORE_INDEX
+
+
+def causal_lm_log_probs(
+    model: nn.Module,
+    input_ids: Tensor,
+    labels: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Log-probability of every next token that ``labels`` choose; differentiable.
+
+    Args:
+        model: A transformers causal language model, possibly wrapped by peft.
+        input_ids: (B, T) token ids.
+        labels: (B, T) aligned with ``input_ids``; -100 where none is asked for.
+        attention_mask: (B, T), 1 for real tokens.
+        temperature: Sampling temperature the logits are divided by.
+        chunk_size: Rows of logits held at once, where the model allows chunks.
+
+    Returns:
+        (B, T) float32 in nats, at the position that predicts; 0 where none is asked for.
+    """
+    targets = _targets(labels, attention_mask, None)
+    if supports_fused_head(model):
+        hidden, packed = _hidden_rows(model, input_ids, attention_mask, None, None)
+        rows = targets.flatten()[packed.places] if packed else targets.flatten()
+        weight, bias = output_head(model)
+        result = token_log_probs(
+            hidden, weight, rows, bias=bias, temperature=temperature, chunk_size=chunk_size
+        )
+    else:
+        output, packed = _full_output(model, input_ids, attention_mask, None, None)
+        rows = targets.flatten()[packed.places] if packed else targets.flatten()
+        logits = output.logits.flatten(0, 1).float() / temperature
+        nll = F.cross_entropy(logits, rows, reduction="none", ignore_index=IGNORE_INDEX)
+        result = -nll
+    return (packed.restore(result) if packed else result).view_as(targets)
 
 
 def _targets(labels: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:

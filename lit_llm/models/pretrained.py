@@ -12,6 +12,7 @@ import torch
 from lit_llm.errors import UserError
 from lit_llm.models.config import BaseModelConfig
 from lit_llm.models.gguf import check_gguf, is_gguf, unpacking_options
+from lit_llm.models.score_head import HEAD, auto_class, check_head, is_classifier_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -46,6 +47,7 @@ def load_model(
     hf_config: PretrainedConfig,
     options: dict[str, Any],
     quantization: Quantization | None = None,
+    classifier: bool = False,
 ) -> PreTrainedModel:
     """The model of ``config.pretrained`` with all its weights.
 
@@ -54,12 +56,13 @@ def load_model(
         hf_config: Its config, as :func:`load_config` gives it and perhaps changed since.
         options: More arguments of ``from_pretrained``.
         quantization: Keep the weights in this format; ``None`` for plain tensors.
+        classifier: Load a model that scores whole texts. Its head, and nothing else, may be new
+            where the weights are those of a causal language model.
 
     Raises:
         UserError: It cannot be loaded, lacks tensors, or cannot be quantized here.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     name = str(config.pretrained)
     if is_gguf(name):
@@ -67,18 +70,24 @@ def load_model(
     if quantization is not None:
         options = options | {"quantization_config": _nf4()}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(classifier).from_pretrained(
             **_source(config), config=hf_config, output_loading_info=True, **options
         )
     except (*_LOADING_ERRORS, SafetensorError) as error:
         attention = attention_error(hf_config.model_type, options, error)
         raise attention or _loading_error(name, error) from error
     model: PreTrainedModel = loaded[0]
-    lacking = sorted(loaded[1]["missing_keys"])
+    lacking, kind = sorted(loaded[1]["missing_keys"]), "causal language"
+    if classifier:
+        check_head(model)
+        if is_classifier_config(hf_config):
+            kind = "reward"
+        else:
+            lacking = [key for key in lacking if not key.startswith(f"{HEAD}.")]
     if lacking:  # transformers would leave them random and only warn
         raise UserError(
             f"the weights of {name!r} lack {len(lacking)} tensors that {type(model).__name__} "
-            f"needs, such as {lacking[0]!r}; it is not the checkpoint of a causal language model."
+            f"needs, such as {lacking[0]!r}; it is not the checkpoint of a {kind} model."
         )
     if is_gguf(name):  # an adapter says by the name what it belongs to; the folder alone is none
         model.name_or_path = model.config._name_or_path = name

@@ -30,9 +30,14 @@ def kept_elsewhere(model: nn.Module) -> set[str]:
 
 
 def frozen_fingerprint(model: nn.Module) -> str:
-    """A hash of the frozen weights that a checkpoint leaves out."""
+    """A hash of the frozen weights that a checkpoint leaves out.
+
+    Without the layers as they were before adapters trained them whole: what is trained is in the
+    checkpoint, and the new head of a reward model begins with random numbers.
+    """
     state = model.state_dict()
-    return tensors_fingerprint({name: state[name] for name in kept_elsewhere(model)})
+    names = (name for name in kept_elsewhere(model) if "original_module" not in name.split("."))
+    return tensors_fingerprint({name: state[name] for name in names})
 
 
 def tensors_fingerprint(tensors: dict[str, Tensor]) -> str:

@@ -11,11 +11,14 @@ import torch
 
 from lit_llm.errors import UserError
 from lit_llm.models import (
+    BaseModelConfig,
     ExportError,
+    build_reward_model,
     check_export_folder,
     compile_blocks,
     export_model,
     keep_buffer_dtypes,
+    score,
 )
 
 TOKENS = torch.arange(40).view(2, 20)
@@ -168,6 +171,91 @@ def test_tokenizer_that_does_not_survive_is_noticed(
     monkeypatch.setattr(type(tokenizer), "save_pretrained", forgetful)
     with pytest.raises(ExportError, match="tokenizer"):
         export_model(tiny_model("llama"), tokenizer, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ----- reward models ------------------------------------------------------------------------------
+
+
+def _reward_model(dtype: str = "float32", heads: int = 2, pad: int | None = 0, **changes):
+    torch.manual_seed(0)
+    preset = changes.pop("preset", "llama-1m")
+    config = BaseModelConfig(preset=preset, dtype=dtype, config=changes or None)
+    ids = {"vocab_size": 97, "pad_token_id": pad, "eos_token_id": 2}
+    return build_reward_model(config, heads=heads, seq_len=32, **ids)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    # 57 and 68 are what the texts of the export's own comparison would end with.
+    ("preset", "pad"),
+    [("llama-1m", 0), ("llama-1m", 96), ("gpt2-1m", 57), ("qwen3-1m", 68)],
+)
+def test_transformers_scores_with_the_exported_reward_model(
+    tokenizer, tmp_path: Path, preset: str, pad: int, dtype: str
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    model = _reward_model(dtype, preset=preset, pad=pad)
+    folder = export_model(model, tokenizer, tmp_path / "reward")
+    assert model.training
+    again = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert again.config.architectures == [type(model).__name__]
+    assert (folder / "tokenizer.json").is_file()
+    tokens = TOKENS.clone()
+    mask = torch.ones_like(tokens)
+    mask[1, 13:] = 0
+    tokens[1, 13:] = pad
+    with torch.no_grad():
+        found = again(tokens, attention_mask=mask).logits.float()
+        expected = score(model.eval(), tokens, mask)
+    atol = 1e-5 if dtype == "float32" else 0.02
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("pad", "eos", "words"),
+    [(None, 2, "no padding token"), (2, 2, "ends texts too"), (7, [2, 7], "ends texts too")],
+)
+def test_reward_models_without_padding_of_their_own_are_refused(
+    tmp_path: Path, pad: int | None, eos: int | list[int], words: str
+) -> None:
+    model = _reward_model()
+    model.config.pad_token_id, model.config.eos_token_id = pad, eos
+    with pytest.raises(UserError, match=words):
+        export_model(model, None, tmp_path / "reward")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["head", "block", "pooling", "nan"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_reward_model_that_others_would_score_otherwise_is_not_exported(
+    tmp_path: Path, damage: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _reward_model(dtype)
+    save = type(model).save_pretrained
+
+    def damaged(self, path: Path) -> None:
+        weight = self.score.weight if damage == "head" else self.model.layers[2].mlp.up_proj.weight
+        original = weight.detach().clone()
+        with torch.no_grad():
+            weight.mul_(1.02)
+            save(self, path)
+            weight.copy_(original)
+
+    def ignorant(self, path: Path) -> None:  # of what pads: the score is read after the text
+        save(self, path)
+        values = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps(values | {"pad_token_id": 95}))
+
+    if damage == "nan":
+        with torch.no_grad():
+            model.score.weight[0, 0] = float("nan")
+    else:
+        how = ignorant if damage == "pooling" else damaged
+        monkeypatch.setattr(type(model), "save_pretrained", how)
+    with pytest.raises(ExportError, match="scores"):
+        export_model(model, None, tmp_path / "reward")
     assert list(tmp_path.iterdir()) == []
 
 
