@@ -33,7 +33,8 @@ def batch_report(batch: dict[str, Tensor], tokenizer: "PreTrainedTokenizerBase")
     Args:
         batch: ``input_ids`` and ``labels`` (B, T), with ``attention_mask`` (B, T) where rows are
             padded, or ``document_ids`` (B, T), -1 at padding, where they are packed; ``source``
-            (B,) is shown where it is given.
+            (B,) is shown where it is given. Of preferences also ``pairs`` (P, 2), rows of a better
+            and a worse answer, and ``pair_source`` (P,).
         tokenizer: What made the ids.
     """
     input_ids = batch["input_ids"]
@@ -44,9 +45,7 @@ def batch_report(batch: dict[str, Tensor], tokenizer: "PreTrainedTokenizerBase")
         documents = batch.get("attention_mask", torch.ones_like(input_ids)) - 1
     report = _header(trained, documents == -1)
     for row, ids in enumerate(input_ids):
-        name = f"row {row}"
-        if "source" in batch:
-            name += f", source {int(batch['source'][row])}"
+        name = f"row {row}{_about_row(batch, row)}"
         for document in documents[row].unique_consecutive().tolist():
             own = documents[row] == document
             size = int(own.sum())
@@ -59,6 +58,19 @@ def batch_report(batch: dict[str, Tensor], tokenizer: "PreTrainedTokenizerBase")
             report.append(f"\n{part}: {size} tokens, {number} trained on\n")
             _append_document(report, tokenizer, ids[own].tolist(), trained[row, own].tolist())
     return report
+
+
+def _about_row(batch: dict[str, Tensor], row: int) -> str:
+    if "pairs" not in batch:
+        return f", source {int(batch['source'][row])}" if "source" in batch else ""
+    about = ""
+    for (better, worse), source in zip(
+        batch["pairs"].tolist(), batch["pair_source"].tolist(), strict=True
+    ):
+        if row in (better, worse):
+            about = about or f", source {source}"
+            about += f", better than row {worse}" if row == better else f", worse than row {better}"
+    return about
 
 
 def _header(trained: Tensor, padding: Tensor) -> "Text":

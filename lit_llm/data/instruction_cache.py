@@ -1,23 +1,24 @@
-"""Conversations tokenised once: split, cut to length, counted, kept in memory-mapped files.
-
-A cache is a folder named by a hash of everything that decides its content, see ``cached_folder``.
-"""
+"""Conversations tokenised once: split, cut to length, counted, kept in memory-mapped files."""
 
 import dataclasses
-import hashlib
 import json
-import platform
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from lit_llm.data.chat_cache import (
+    ChatCache,
+    ChatCacheBuilder,
+    ChatCounts,
+    ChatSettings,
+    Row,
+    counts_line,
+)
 from lit_llm.data.chat_template import (
     TokenizedChat,
     tokenize_chat,
     tokenize_completion,
 )
-from lit_llm.data.cleaning import normalized_key
 from lit_llm.data.conversations import (
     Completion,
     Conversation,
@@ -26,13 +27,9 @@ from lit_llm.data.conversations import (
     read_samples,
     source_format,
 )
-from lit_llm.data.corpus import SPLITS
-from lit_llm.data.folder_cache import cached_folder
 from lit_llm.data.packing import IGNORED
-from lit_llm.data.records import RecordSource, record_fingerprint
-from lit_llm.data.sample_table import SampleTable, SampleWriter
-from lit_llm.data.splits import Split, assign_split
-from lit_llm.data.token_cache import tokenizer_hash
+from lit_llm.data.records import RecordSource
+from lit_llm.data.splits import Split
 from lit_llm.data.truncation import TrainOn, fit, split_text, train_labels
 from lit_llm.errors import UserError
 
@@ -43,118 +40,72 @@ FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class InstructionSettings:
+class InstructionSettings(ChatSettings):
     """What, beside the tokenizer and its chat template, decides the content of a cache.
 
     Attributes:
-        sources: Sources that are split into training, validation and test.
-        val_sources: Sources that are validation as a whole; they are read first, so a conversation
-            of theirs is not trained on.
-        seq_len: Longest sample, in tokens.
         train_on: Which tokens are targets.
-        val_fraction: Share of the groups of ``sources`` held out for validation.
-        test_fraction: Share of the groups of ``sources`` held out for the test.
     """
 
-    sources: Sequence[RecordSource]
-    val_sources: Sequence[RecordSource] = ()
-    seq_len: int = 512
     train_on: TrainOn = "assistant"
-    val_fraction: float = 0.05
-    test_fraction: float = 0.05
-
-    @property
-    def all_sources(self) -> list[RecordSource]:
-        """Sources as a cache numbers them: ``val_sources`` after ``sources``."""
-        return [*self.sources, *self.val_sources]
 
 
 @dataclasses.dataclass
-class Counts:
+class Counts(ChatCounts):
     """What became of the conversations of one source.
 
     Attributes:
-        read: Conversations read.
-        held_out: Left out: they begin as one of a source that is validation as a whole.
-        duplicates: Left out: they repeat one that was read before, in whatever source.
         unanswered: Left out: nothing in them is to be trained on.
-        too_long: Left out: an answer alone is longer than the context.
         turns_cut: Their last turns were cut.
-        prompt_cut: The beginning of their prompt was cut.
-        unended: Their last trained turn does not end with a stop token.
-        control_text: A message holds the text of a special token, which becomes that token.
-        splits: For each split its samples, tokens and trained tokens.
     """
 
-    read: int = 0
-    held_out: int = 0
-    duplicates: int = 0
+    units: ClassVar[tuple[str, ...]] = ("samples", "tokens", "trained")
+
     unanswered: int = 0
-    too_long: int = 0
     turns_cut: int = 0
-    prompt_cut: int = 0
-    unended: int = 0
-    control_text: int = 0
-    splits: dict[str, dict[str, int]] = dataclasses.field(
-        default_factory=lambda: {name: {"samples": 0, "tokens": 0, "trained": 0} for name in SPLITS}
-    )
 
     def __str__(self) -> str:
         """One line: what was left out or cut, and why."""
-        told = {
+        left_out = {
             "repeated": self.duplicates,
             "with the beginning of a held-out one": self.held_out,
             "without anything to train on": self.unanswered,
             "with an answer longer than seq_len": self.too_long,
         }
-        cut = {
+        changed = {
             "lost their last turns": self.turns_cut,
             "lost the beginning of their prompt": self.prompt_cut,
             "hold the text of a special token": self.control_text,
             "do not end with a stop token": self.unended,
         }
-        parts = [f"{number:,} {what} left out" for what, number in told.items() if number]
-        parts += [f"{number:,} {what}" for what, number in cut.items() if number]
-        return f"{self.read:,} samples read" + "".join(f", {part}" for part in parts)
+        return counts_line(f"{self.read:,} samples read", left_out, changed)
 
+    def split_line(self, split: str) -> str:
+        """What a split holds, in words."""
+        own = self.splits[split]
+        return (
+            f"{own['samples']:,} samples, {own['tokens']:,} tokens, "
+            f"{own['trained']:,} of them trained on"
+        )
 
-class InstructionCache:
-    """A cache that is on disk and whole.
-
-    Args:
-        folder: Its folder.
-
-    Raises:
-        FileNotFoundError: When there is none.
-        ValueError: When it is damaged.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        self.counts = [Counts(**source["counts"]) for source in self.meta["sources"]]
-        self._tables = {
-            (number, name): SampleTable(folder / f"{number}-{name}.arrow")
-            for number in range(len(self.counts))
-            for name in SPLITS
-        }
-        for (number, name), table in self._tables.items():
-            if len(table) != self.counts[number].splits[name]["samples"]:
-                raise ValueError(f"{table.path} is damaged")
-
-    @property
-    def key(self) -> str:
-        """The hash that names the cache."""
-        return self.folder.name
-
-    def table(self, source: int, name: Split) -> SampleTable:
-        """The samples of one split of one source.
-
-        Args:
-            source: Number of the source, ``val_sources`` counted after ``sources``.
-            name: ``"train"``, ``"validation"`` or ``"test"``.
-        """
-        return self._tables[source, name]
+    def why_empty(self, seq_len: int) -> str:
+        """One sentence on why nothing is left for training, and what to do."""
+        if self.too_long and self.too_long >= self.read - self.duplicates - self.unanswered:
+            return (
+                f"all {self.too_long} samples are too long: their answers alone fill more than "
+                f"seq_len {seq_len}; raise data.seq_len."
+            )
+        if self.unanswered:
+            return (
+                f"not one of {self.read} samples holds anything to train on; the chat template "
+                "marks no turn of an assistant, or no message has the role 'assistant'. Give a "
+                "template with {% generation %} markers (data.chat_template), or set "
+                "data.train_on to all."
+            )
+        return (
+            f"nothing of {self.read} samples is left for training ({self}); give more data or "
+            "smaller held-out fractions."
+        )
 
 
 def open_instructions(
@@ -162,7 +113,7 @@ def open_instructions(
     settings: InstructionSettings,
     tokenizer: "PreTrainedTokenizerBase",
     stop_token_ids: Sequence[int],
-) -> InstructionCache:
+) -> ChatCache[Counts]:
     """Open the cache of tokenised conversations; build it first where it is not there.
 
     Args:
@@ -175,95 +126,36 @@ def open_instructions(
         UserError: When a source cannot be read or does not fit the chat template, or ``cache_dir``
             cannot be written.
     """
-    content = {
-        "format": FORMAT,
-        "tokenizer": tokenizer_hash(tokenizer),
-        "bos": tokenizer.bos_token_id,
-        "template": tokenizer.chat_template,
-        "sources": [record_fingerprint(source) for source in settings.sources],
-        "val_sources": [record_fingerprint(source) for source in settings.val_sources],
-        "seq_len": settings.seq_len,
-        "train_on": settings.train_on,
-        "fractions": [settings.val_fraction, settings.test_fraction],
-    }
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-    return cached_folder(
-        Path(cache_dir).expanduser() / key,
-        InstructionCache,
-        lambda draft: _build(draft, settings, tokenizer, set(stop_token_ids)),
-    )
+    return _InstructionBuilder(settings, tokenizer, stop_token_ids).open(cache_dir)
 
 
-def _build(
-    folder: Path,
-    settings: InstructionSettings,
-    tokenizer: "PreTrainedTokenizerBase",
-    stops: set[int],
-) -> None:
-    """Write all files of a cache, the description last."""
-    sources = settings.all_sources
-    counts = [Counts() for _ in sources]
-    seen: set[bytes] = set()
-    held_out: set[str] = set()
-    controls = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
-    digest = hashlib.sha256()
-    with ExitStack() as files:
-        writers = {
-            (number, name): files.enter_context(SampleWriter(folder / f"{number}-{name}.arrow"))
-            for number in range(len(sources))
-            for name in SPLITS
-        }
-        # Validation first: of equal conversations the first is kept.
-        border = len(settings.sources)
-        for number in [*range(border, len(sources)), *range(border)]:
-            own = counts[number]
-            for sample in read_samples(sources[number]):
-                own.read += 1
-                content = _content(sample)
-                hashed = hashlib.blake2b(content.encode(), digest_size=16).digest()
-                if hashed in seen:
-                    own.duplicates += 1
-                    continue
-                seen.add(hashed)
-                own.control_text += _holds(sample, controls)
-                group = normalized_key(sample.group)
-                split: Split = "validation"
-                if number >= border:
-                    held_out.add(group)
-                elif group in held_out:
-                    own.held_out += 1
-                    continue
-                else:
-                    split = assign_split(
-                        sample.group,
-                        val_fraction=settings.val_fraction,
-                        test_fraction=settings.test_fraction,
-                    )
-                about = _question(sample) if split != "train" else None
-                for ids, trained in _tokenized(sample, settings, tokenizer, own):
-                    last = max(index for index, flag in enumerate(trained) if flag)
-                    # Tokens and the pieces of a text end as they were given.
-                    own.unended += isinstance(sample, Conversation) and ids[last] not in stops
-                    writers[number, split].write(ids, trained, about)
-                    for name, value in zip(
-                        own.splits[split], (1, len(ids), sum(trained)), strict=True
-                    ):
-                        own.splits[split][name] += value
-                    digest.update(hashed)
-    meta = {
-        "format": FORMAT,
-        "python": platform.python_version(),
-        "sha256": digest.hexdigest(),
-        "sources": [
-            {
-                "path": source.path,
-                "format": source_format(source),
-                "counts": dataclasses.asdict(own),
-            }
-            for source, own in zip(sources, counts, strict=True)
-        ],
-    }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+class _InstructionBuilder(ChatCacheBuilder[Sample, Counts]):
+    counts_type = Counts
+    format = FORMAT
+    settings: InstructionSettings
+
+    def identity(self) -> dict[str, Any]:
+        return {"train_on": self.settings.train_on}
+
+    def source_format(self, source: RecordSource) -> str:
+        return source_format(source)
+
+    def read(self, source: RecordSource) -> Iterator[Sample]:
+        return read_samples(source)
+
+    def content(self, sample: Sample) -> str:
+        return _content(sample)
+
+    def texts(self, sample: Sample) -> list[str]:
+        return _texts(sample)
+
+    def rows(self, sample: Sample, split: Split, counts: Counts) -> Iterator[Row]:
+        about = _question(sample) if split != "train" else None
+        for ids, trained in _tokenized(sample, self.settings, self.tokenizer, counts):
+            last = max(index for index, flag in enumerate(trained) if flag)
+            # Tokens and the pieces of a text end as they were given.
+            counts.unended += isinstance(sample, Conversation) and ids[last] not in self.stops
+            yield Row(ids, trained, about, {"trained": sum(trained)})
 
 
 def _tokenized(
@@ -330,15 +222,10 @@ def _content(sample: Sample) -> str:
     return json.dumps(sample.input_ids)
 
 
-def _holds(sample: Sample, controls: list[str]) -> bool:
-    """Whether a text holds what the tokenizer turns into a special token."""
+def _texts(sample: Sample) -> list[str]:
     if isinstance(sample, Conversation):
-        texts = [str(message.get("content") or "") for message in sample.messages]
-    elif isinstance(sample, Completion):
-        texts = [sample.prompt, sample.completion]
-    else:
-        return False
-    return any(token in text for text in texts for token in controls)
+        return [str(message.get("content") or "") for message in sample.messages]
+    return [sample.prompt, sample.completion] if isinstance(sample, Completion) else []
 
 
 def _question(sample: Sample) -> dict[str, Any] | None:

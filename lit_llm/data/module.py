@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import numpy as np
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
-from lit_llm.data.loader import Batch, Cursor, ResumableLoader, held_out_loader
+from lit_llm.data.loader import Batch, Cursor, ResumableLoader, SampleStream, held_out_loader
 from lit_llm.data.mixture import Mixture
 from lit_llm.data.packing import count_targets
 from lit_llm.data.sources import DataSource
@@ -70,6 +71,7 @@ class SampleDataModule(pl.LightningDataModule):
             )
         self._cursor = Cursor()
         self._mixture: Mixture | None = None
+        self._counted: tuple[int, list[int]] = (-1, [])
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def check_least(self, **least: int) -> None:
@@ -124,7 +126,7 @@ class SampleDataModule(pl.LightningDataModule):
 
     @property
     def mixture(self) -> Mixture:
-        """The order of the training samples."""
+        """The training samples of all sources, mixed by their weights."""
         if self._mixture is None:
             self._mixture = Mixture(
                 [len(part) for part in self.train_parts],  # type: ignore[arg-type]
@@ -134,9 +136,31 @@ class SampleDataModule(pl.LightningDataModule):
             )
         return self._mixture
 
+    @property
+    def stream(self) -> SampleStream:
+        """The order of the training samples; one that holds each epoch's samples of the mixture."""
+        return self.mixture
+
+    def count_targets(self, batch: Batch) -> int:
+        """What the loss of a batch is divided by: its target tokens."""
+        return count_targets(batch)
+
     def samples_seen(self) -> list[int]:
         """Training samples read so far from each source, over all ranks."""
-        return self.mixture.counts(self._cursor.consumed)
+        consumed = self._cursor.consumed
+        if self.stream is self.mixture:
+            return self.mixture.counts(consumed)
+        # Within an epoch the stream has an order of its own. What was counted before is kept, so
+        # that asking after every step reads no sample's place twice.
+        start, counts = self._counted
+        epoch_start = consumed - consumed % len(self.mixture)
+        if not epoch_start <= start <= consumed:
+            start, counts = epoch_start, self.mixture.counts(epoch_start)
+        borders = np.cumsum(self.mixture.sizes)
+        source = np.searchsorted(borders, self.stream.indices(start, consumed), side="right")
+        new = np.bincount(source, minlength=len(counts)).tolist()
+        self._counted = consumed, [a + b for a, b in zip(counts, new, strict=True)]
+        return self._counted[1]
 
     def train_dataloader(self) -> ResumableLoader:
         """Training micro-batches of this rank, from where the last run stopped."""
@@ -163,11 +187,11 @@ class SampleDataModule(pl.LightningDataModule):
             )
         return ResumableLoader(
             ConcatDataset(self.train_parts),
-            self.mixture,
+            self.stream,
             cursor,
             micro_batch_size=self.micro_batch_size,
             collate_fn=self.collate(),
-            count_targets=count_targets,
+            count_targets=self.count_targets,
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
             rank=rank,
             world_size=world_size,
@@ -240,8 +264,10 @@ class SampleDataModule(pl.LightningDataModule):
 
     def _held_out_loader(self, split: Split) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         parts = self.held_out_parts(split)
-        if not parts:
-            return []
+        return self._loader_of(parts) if parts else []
+
+    def _loader_of(self, parts: Sequence[Dataset[Any]]) -> DataLoader[Batch]:
+        """Held-out micro-batches of this rank: each sample of the parts once, over all ranks."""
         sizes = [len(part) for part in parts]  # type: ignore[arg-type]
         rank, world_size = self._place()
         # All sources mixed, so that limit_val_batches leaves a fair sample; each sample comes once.

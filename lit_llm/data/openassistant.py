@@ -1,4 +1,4 @@
-"""OpenAssistant: trees of ranked messages, turned into threads through the best answers.
+"""OpenAssistant: trees of ranked messages, turned into threads or into preferences.
 
 Köpf et al., 2023, "OpenAssistant Conversations - Democratizing Large Language Model Alignment"
 (https://arxiv.org/abs/2304.07327). Two forms are read: one tree a record, and the flat form of the
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_llm.data.chat_formats import Conversation
+from lit_llm.data.preference_formats import Preference, ranked_pairs
 from lit_llm.data.record_formats import Record, json_type, text_of
 from lit_llm.errors import UserError
 
@@ -40,18 +41,42 @@ def read_threads(records: Iterable[Record]) -> Iterator[Conversation]:
     Raises:
         UserError: When a record is neither, or a message has no text or role.
     """
+    for root, tree in _roots(records):
+        yield from _threads(root, tree)
+
+
+def read_comparisons(records: Iterable[Record]) -> Iterator[Preference]:
+    """Preferences of trees: for each prompter's message the ranked answers to it, best first.
+
+    The conversation so far is the prompt, also where it goes on from an answer that was not the
+    best. Answers without a rank are left out, and with them a message that has less than two
+    others; of equal ranks none is better. Messages that were deleted or that failed their review
+    are left out, with all replies to them.
+
+    Args:
+        records: Whole trees, or single messages in any order.
+
+    Raises:
+        UserError: When a record is neither, or a message has no text or role.
+    """
+    for root, tree in _roots(records):
+        yield from _comparisons(root, tree)
+
+
+def _roots(records: Iterable[Record]) -> Iterator[tuple[_Message | None, str]]:
+    """The root of each tree and the name of the tree."""
     # A message may come before its parent, so trees of single messages wait for the last record.
     flat: dict[str, dict[str, tuple[str | None, _Message | None]]] = {}
     for data, origin in records:
         tree = text_of(data, "message_tree_id", origin)
         if "prompt" in data:
-            yield from _threads(_tree(data["prompt"], origin), tree)
+            yield _tree(data["prompt"], origin), tree
         else:
             parent = text_of(data, "parent_id", origin) if data.get("parent_id") else None
             own = text_of(data, "message_id", origin)
             flat.setdefault(tree, {})[own] = (parent, _message(data, origin))
     for tree, messages in flat.items():
-        yield from _threads(_linked(messages), tree)
+        yield _linked(messages), tree
 
 
 def _message(data: dict[str, Any], origin: str) -> _Message | None:
@@ -119,10 +144,41 @@ def _threads(root: _Message | None, tree: str) -> Iterator[Conversation]:
             yield _conversation(thread, told, tree)
 
 
+def _comparisons(root: _Message | None, tree: str) -> Iterator[Preference]:
+    waiting = [[root]] if root is not None and root.role == "prompter" else []
+    while waiting:
+        thread = waiting.pop()
+        answers = [reply for reply in thread[-1].replies if reply.role == "assistant"]
+        ranked = sorted(
+            (answer for answer in answers if math.isfinite(answer.rank)),
+            key=lambda answer: answer.rank,
+        )
+        if len(ranked) > 1:
+            yield Preference(
+                prompt=[_turn(message) for message in thread],
+                answers=tuple([_turn(answer)] for answer in ranked),
+                pairs=ranked_pairs([answer.rank for answer in ranked]),
+                margins=None,
+                origin=thread[-1].origin,
+                group=tree,
+            )
+        asked = [
+            [*thread, answer, reply]
+            for answer in answers
+            for reply in answer.replies
+            if reply.role == "prompter"
+        ]
+        waiting += reversed(asked)
+
+
+def _turn(message: _Message) -> dict[str, Any]:
+    return {"role": _ROLES[message.role], "content": message.text}
+
+
 def _conversation(thread: list[_Message], told: set[int], tree: str) -> Conversation:
     messages = []
     for message in thread:
-        turn: dict[str, Any] = {"role": _ROLES[message.role], "content": message.text}
+        turn = _turn(message)
         if id(message) in told:
             turn["weight"] = 0
         if message.role == "assistant":

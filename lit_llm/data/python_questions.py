@@ -8,6 +8,7 @@ answer to the second kind can be read off the question, for functions never seen
 
 import ast
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,19 +75,37 @@ ANSWER_FORMATS: dict[Kind, str] = {
 }
 """The form of an answer of each kind, for ``re.fullmatch``."""
 
+_SENTENCE_END = r"(?<=[.?!])(?<!e\.g\.)(?<!i\.e\.)(?<!etc\.)(?<!vs\.) +(?=[^a-z])"
 _LONGEST_PURPOSE = 200
 _LONGEST_CALL = 120
 
 
 @dataclass(frozen=True)
-class _Function:
-    """A function that can be asked about."""
+class DescribedFunction:
+    """A function that can be asked about.
 
-    name: str  # with its module
+    Attributes:
+        module: Module that offers it.
+        qualname: Name inside the module.
+        purpose: First sentence of the docstring.
+        more: Second sentence, where there is a clear one.
+        call: Parameters in brackets; None where they are not known.
+        parameters: Names of the parameters, with their stars.
+        group: Name of the first function that is described alike.
+    """
+
+    module: str
     qualname: str
     purpose: str
-    call: str | None  # parameters in brackets; None where they are not known
-    parameters: tuple[str, ...] = ()
+    more: str | None
+    call: str | None
+    parameters: tuple[str, ...]
+    group: str
+
+    @property
+    def name(self) -> str:
+        """Name with the module."""
+        return f"{self.module}.{self.qualname}"
 
 
 def collect_conversations() -> list[Conversation]:
@@ -100,52 +119,74 @@ def collect_conversations() -> list[Conversation]:
     Raises:
         UserError: When this Python comes without the sources of its library.
     """
+    return [
+        Conversation(
+            messages=list(_messages(function, kinds)),
+            origin=f"python-docs:{function.name}",
+            group=function.group,
+            answer_format=ANSWER_FORMATS[kinds[-1]],
+        )
+        for function in described_functions()
+        for kinds in _conversations_about(function)
+    ]
+
+
+def described_functions() -> list[DescribedFunction]:
+    """Collect the functions with a clear first sentence in their docstring, each once, in order.
+
+    Raises:
+        UserError: When this Python comes without the sources of its library.
+    """
     groups: dict[str, str] = {}
-    known: set[str] = set()
-    conversations = []
+    functions: dict[str, DescribedFunction] = {}
     for document in collect_functions():
-        function = _function(document)
-        if function is None or function.name in known:
+        name = f"{document.module}.{document.qualname}"
+        purpose, more, *_ = [*_sentences(document), None, None]
+        if purpose is None or not _reads_well(purpose) or name in functions:
             continue
-        known.add(function.name)
-        group = groups.setdefault(_normalized(function.purpose), function.name)
-        for kinds in _conversations_about(function):
-            conversations.append(
-                Conversation(
-                    messages=list(_messages(function, kinds)),
-                    origin=f"python-docs:{function.name}",
-                    group=group,
-                    answer_format=ANSWER_FORMATS[kinds[-1]],
-                )
-            )
-    return conversations
+        call, parameters = _call(document)
+        functions[name] = DescribedFunction(
+            document.module,
+            document.qualname,
+            purpose,
+            more if more is not None and _reads_well(more) else None,
+            call,
+            parameters,
+            group=groups.setdefault(_normalized(purpose), name),
+        )
+    return list(functions.values())
 
 
-def _conversations_about(function: _Function) -> list[tuple[Kind, ...]]:
+def _conversations_about(function: DescribedFunction) -> list[tuple[Kind, ...]]:
     """Kinds asked about in each conversation."""
     if function.call is None:
         return [("does",)]
     # Half of the functions: so one conversation in five has two turns.
-    if _hash(function.name, "turns") % 2:
+    if stable_hash(function.name, "turns") % 2:
         return [("does",), ("parameters",), ("signature",)]
-    pair = _PAIRS[_hash(function.name, "pair") % len(_PAIRS)]
+    pair = _PAIRS[stable_hash(function.name, "pair") % len(_PAIRS)]
     return [pair, *((kind,) for kind in _QUESTIONS if kind not in pair)]
 
 
-def _messages(function: _Function, kinds: tuple[Kind, ...]) -> Iterator[dict[str, Any]]:
+def _messages(function: DescribedFunction, kinds: tuple[Kind, ...]) -> Iterator[dict[str, Any]]:
     for turn, kind in enumerate(kinds):
-        templates = _FOLLOW_UPS[kind] if turn else _QUESTIONS[kind]
-        template = templates[_hash(function.name, kind) % len(templates)]
-        question = template.format(
-            call=f"`{function.name}{function.call or ''}`",
-            name=f"`{function.name}`",
-            purpose=function.purpose,
-        )
-        yield {"role": "user", "content": question}
-        yield {"role": "assistant", "content": _answer(function, kind)}
+        yield {"role": "user", "content": ask(function, kind, follow_up=turn > 0)}
+        yield {"role": "assistant", "content": answer(function, kind)}
 
 
-def _answer(function: _Function, kind: Kind) -> str:
+def ask(function: DescribedFunction, kind: Kind, *, follow_up: bool = False) -> str:
+    """A question about a function, in one of the phrasings of its kind; always the same one."""
+    templates = _FOLLOW_UPS[kind] if follow_up else _QUESTIONS[kind]
+    template = templates[stable_hash(function.name, kind) % len(templates)]
+    return template.format(
+        call=f"`{function.name}{function.call or ''}`",
+        name=f"`{function.name}`",
+        purpose=function.purpose,
+    )
+
+
+def answer(function: DescribedFunction, kind: Kind) -> str:
+    """The answer, in the one form of its kind."""
     if kind == "does":
         return f"`{function.qualname}`: {function.purpose}"
     if kind == "signature":
@@ -155,23 +196,19 @@ def _answer(function: _Function, kind: Kind) -> str:
     return "\n".join(f"- `{name}`" for name in function.parameters)
 
 
-def _function(document: FunctionDoc) -> _Function | None:
-    """What is asked about a function; None where its docstring has no clear first sentence."""
-    purpose = _first_sentence(document)
-    if purpose is None:
-        return None
-    name = f"{document.module}.{document.qualname}"
+def _call(document: FunctionDoc) -> tuple[str | None, tuple[str, ...]]:
+    """How a function is called, and the names of its parameters; None where it is not known."""
     arguments = _arguments(document)
     if arguments is None:
-        return _Function(name, document.qualname, purpose, None)
+        return None, ()
     call = f"({ast.unparse(arguments)})"
     if len(call) > _LONGEST_CALL or "`" in call or "\n" in call:
-        return _Function(name, document.qualname, purpose, None)
+        return None, ()
     parameters = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
     parameters += [f"*{arguments.vararg.arg}"] if arguments.vararg else []
     parameters += [argument.arg for argument in arguments.kwonlyargs]
     parameters += [f"**{arguments.kwarg.arg}"] if arguments.kwarg else []
-    return _Function(name, document.qualname, purpose, call, tuple(parameters))
+    return call, tuple(parameters)
 
 
 def _arguments(document: FunctionDoc) -> ast.arguments | None:
@@ -195,22 +232,17 @@ def _arguments(document: FunctionDoc) -> ast.arguments | None:
     return arguments
 
 
-def _first_sentence(document: FunctionDoc) -> str | None:
-    """The docstring's first sentence on one line, if it is one that reads well alone."""
+def _sentences(document: FunctionDoc) -> Iterator[str]:
+    """The docstring's sentences, each on one line, up to the first list or example."""
     lines = document.docstring.strip().splitlines()
     # C code repeats the signature: "detach()\n\nClose the socket object without ..."
     if lines and re.match(rf"[\w.]*{re.escape(document.qualname.rpartition('.')[2])}\(", lines[0]):
-        lines = "\n".join(lines[1:]).strip().splitlines()
-    paragraph: list[str] = []
-    for line in lines:
-        if not line.strip() or (paragraph and re.match(r"\s*([-*+:@>]|\d+[.)])", line)):
-            break
-        paragraph.append(line)
-    text = re.sub(r"``(.+?)``", r"`\1`", " ".join(" ".join(paragraph).split()))
-    sentence = re.split(r"(?<=[.?!])(?<!e\.g\.)(?<!i\.e\.)(?<!etc\.)(?<!vs\.) +(?=[^a-z])", text)[0]
-    if re.search(r"[\w)'\"`]$", sentence):
-        sentence += "."
-    return sentence if _reads_well(sentence) else None
+        del lines[0]
+    prose = itertools.takewhile(lambda line: not re.match(r"\s*([-*+:@>]|\d+[.)])", line), lines)
+    for paragraph in re.split(r"\n\s*\n", "\n".join(prose).strip()):
+        text = re.sub(r"``(.+?)``", r"`\1`", " ".join(paragraph.split()))
+        for sentence in re.split(_SENTENCE_END, text):
+            yield sentence + "." if re.search(r"[\w)'\"`]$", sentence) else sentence
 
 
 def _reads_well(sentence: str) -> bool:
@@ -232,7 +264,7 @@ def _normalized(sentence: str) -> str:
     return " ".join(re.findall(r"\w+", sentence.lower()))
 
 
-def _hash(name: str, choice: str) -> int:
+def stable_hash(name: str, choice: str) -> int:
     """A number that decides one choice about a function, the same everywhere."""
     digest = hashlib.blake2b(f"{choice}\n{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, Literal, get_args
@@ -12,6 +12,7 @@ from lit_llm.data.files import list_files
 from lit_llm.data.record_formats import RECORD_FORMATS, Record, field_names, read_record_file
 from lit_llm.data.sources import (
     PYTHON_DOCS,
+    PYTHON_PARAMETERS,
     DataSource,
     content_fingerprint,
     read_hub_source,
@@ -31,6 +32,13 @@ RecordFormat = Literal[
     "openassistant",
     "text",
     "tokens",
+    "preference",
+    "chat_preference",
+    "hh",
+    "preference_sharegpt",
+    "alpaca_preference",
+    "stack_exchange",
+    "ranked",
 ]
 
 
@@ -39,9 +47,10 @@ class RecordSource(DataSource):
     """One source of records.
 
     Args:
-        path: ``python-docs`` (questions and answers made from the documentation that comes with
-            this Python), a local file, folder or glob (.jsonl, .json, .parquet, .csv, each also
-            with .gz or .zst), or the name of a data set on the Hugging Face Hub.
+        path: ``python-docs`` (questions and answers, or preferences, made from the documentation
+            that comes with this Python), ``python-parameters`` (preferences of another kind, made
+            from the same functions), a local file, folder or glob (.jsonl, .json, .parquet, .csv,
+            each also with .gz or .zst), or the name of a data set on the Hugging Face Hub.
         weight: Share of the training rows drawn from this source, relative to the other weights;
             none means in proportion to their number. With packing a row is full, so the share is
             one of tokens; without it a row is one sample.
@@ -51,12 +60,20 @@ class RecordSource(DataSource):
         revision: Branch, tag or commit of a data set on the Hub; a commit makes runs repeatable,
             and data that was prepared once usable without the network.
         streaming: Read a data set of the Hub while downloading, without a copy on disk.
-        format: What a record holds. ``auto`` tells it from the fields of the first record;
-            ``messages`` (role and content), ``prompt_completion`` (texts that are joined as they
-            are, or lists of messages), ``chat_prompt_completion`` (two texts that become a user's
-            and an assistant's turn), ``alpaca`` (instruction, input, output), ``sharegpt`` (from
-            and value), ``openassistant`` (trees, or messages with their parents), ``text`` (plain
-            text, trained on as a whole), ``tokens`` (input_ids with labels or masks).
+        format: What a record holds. ``auto`` tells it from the fields of the first record. For
+            fine-tuning: ``messages`` (role and content), ``prompt_completion`` (texts that are
+            joined as they are, or lists of messages), ``chat_prompt_completion`` (two texts that
+            become a user's and an assistant's turn), ``alpaca`` (instruction, input, output),
+            ``sharegpt`` (from and value), ``openassistant`` (trees, or messages with their
+            parents), ``text`` (plain text, trained on as a whole), ``tokens`` (input_ids with
+            labels or masks). For reward models and DPO: ``preference`` (chosen and rejected, maybe
+            prompt: texts that are joined as they are, or lists of messages), ``chat_preference``
+            (prompt, chosen and rejected as turns of a user and an assistant), ``hh`` (chosen and
+            rejected transcripts of Human and Assistant), ``preference_sharegpt`` (conversations
+            with chosen and rejected messages), ``alpaca_preference`` (instruction, input, chosen,
+            rejected), ``stack_exchange`` (question, response_j, which is better, and response_k),
+            ``ranked`` (prompt, or instruction for the chat template, with a list of answers, best
+            first or with ranks or scores), ``openassistant`` (the ranked answers of its trees).
         rename: Names of fields in the data to the names that the format expects, such as
             ``{question: instruction, answer: output}``.
         max_records: Read at most that many records.
@@ -69,6 +86,7 @@ class RecordSource(DataSource):
     content: ClassVar[str] = "records"
     formats: ClassVar[tuple[str, ...]] = RECORD_FORMATS
     limits: ClassVar[tuple[str, ...]] = ("max_records",)
+    embedded: ClassVar[tuple[str, ...]] = (PYTHON_DOCS, PYTHON_PARAMETERS)
 
     def check(self) -> None:
         """Check what can be checked without reading.
@@ -85,14 +103,15 @@ class RecordSource(DataSource):
         wanted = list((self.rename or {}).values())
         if twice := [name for name in wanted if wanted.count(name) > 1]:
             raise UserError(f"source {self.path}: rename names two fields {twice[0]!r}.")
-        if self.path == PYTHON_DOCS and (self.format != "auto" or self.rename):
-            raise UserError("source python-docs has one format: leave out format and rename.")
+        if self.is_embedded and (self.format != "auto" or self.rename):
+            raise UserError(f"source {self.path} has one format: leave out format and rename.")
 
 
 def read_records(source: RecordSource) -> Iterator[Record]:
     """Read the records of a source, renamed, in an order that is always the same.
 
-    A record of ``python-docs`` holds the fields of a ``Conversation``.
+    A record of ``python-docs`` holds the fields of a ``Conversation``. What is embedded as
+    preferences is no records, see ``preferences.read_preferences``.
 
     Raises:
         UserError: In one sentence with the file and line, for whatever cannot be read, when a field
@@ -114,7 +133,11 @@ def read_records(source: RecordSource) -> Iterator[Record]:
 
 def _read_all(source: RecordSource) -> Iterator[Record]:
     kind = source_kind(source)
-    if kind == "python-docs":
+    if kind == PYTHON_PARAMETERS:
+        raise UserError(
+            f"source {kind} holds preferences, which recipes/reward.py and recipes/dpo.py train on."
+        )
+    if kind == PYTHON_DOCS:
         from lit_llm.data.python_questions import collect_conversations
 
         for conversation in collect_conversations():
@@ -137,10 +160,16 @@ def _renamed(record: Record, rename: dict[str, str]) -> Record:
     return Record(dict(zip(names, record.data.values(), strict=True)), record.origin)
 
 
-def record_fingerprint(source: RecordSource) -> str:
+def record_fingerprint(
+    source: RecordSource, embedded: Iterable[dict[str, Any]] | None = None
+) -> str:
     """SHA-256 of what determines the records of a source and how they are understood.
 
     The same wherever the files lie, see ``source_fingerprint``.
+
+    Args:
+        source: The source.
+        embedded: What is made of a source that is embedded, in JSON values; none means its records.
 
     Raises:
         UserError: When there is no such file, or a file cannot be read.
@@ -150,9 +179,11 @@ def record_fingerprint(source: RecordSource) -> str:
         "rename": source.rename,
         "max_records": source.max_records,
     }
-    if source_kind(source) == "python-docs":
+    if source.is_embedded:
         digest = hashlib.sha256()
-        for data, _ in _read_all(source):
+        if embedded is None:
+            embedded = (data for data, _ in _read_all(source))
+        for data in embedded:
             digest.update(json.dumps(data, sort_keys=True).encode() + b"\n")
         settings["sha256"] = digest.hexdigest()
     return content_fingerprint(source, settings)

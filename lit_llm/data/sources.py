@@ -20,6 +20,7 @@ from lit_llm.errors import UserError
 
 __all__ = [
     "PYTHON_DOCS",
+    "PYTHON_PARAMETERS",
     "DataSource",
     "Document",
     "Source",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 PYTHON_DOCS = "python-docs"
+PYTHON_PARAMETERS = "python-parameters"
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Names that say nothing about what a file holds: the folder's name is added.
@@ -63,18 +65,25 @@ class DataSource:
     revision: str | None = None
     streaming: bool = True
 
-    # Of the kind, not of one source: what it reads, from which files, and its limits.
+    # Of the kind, not of one source: what it reads, from which files, its limits, and the names of
+    # what needs no file.
     content: ClassVar[str] = "data"
     formats: ClassVar[tuple[str, ...]] = TEXT_FORMATS
     limits: ClassVar[tuple[str, ...]] = ()
+    embedded: ClassVar[tuple[str, ...]] = (PYTHON_DOCS,)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it comes with the program, with no file and no network."""
+        return self.path in self.embedded
 
     @property
     def label(self) -> str:
         """The name, or one from the path: file name without endings, folder name, Hub name."""
         if self.name:
             return self.name
-        if self.path == PYTHON_DOCS:
-            return PYTHON_DOCS
+        if self.is_embedded:
+            return self.path
         parts = [
             part for part in Path(self.path).parts if not is_glob(part) and part.strip("/\\.~")
         ]
@@ -235,15 +244,15 @@ def source_labels(sources: Iterable[DataSource]) -> list[str]:
 
 
 def source_kind(source: DataSource) -> str:
-    """Where a source lies: ``python-docs``, ``hub`` or ``local``.
+    """Where a source lies: the name of what is embedded (``python-docs``), ``hub`` or ``local``.
 
     Raises:
         UserError: When a value makes no sense, there or anywhere.
     """
     source.check()
     path = source.path
-    if path == PYTHON_DOCS:
-        return "python-docs"
+    if source.is_embedded:
+        return path
     local = (
         Path(path).expanduser().exists()
         or is_glob(path)

@@ -1,4 +1,4 @@
-"""OpenAssistant: threads through the best answers of trees drawn by hand."""
+"""OpenAssistant: threads and comparisons of trees drawn by hand."""
 
 import json
 import math
@@ -7,7 +7,8 @@ from itertools import permutations
 import pytest
 
 from lit_llm.data.conversations import read_samples, source_format
-from lit_llm.data.openassistant import read_threads
+from lit_llm.data.openassistant import read_comparisons, read_threads
+from lit_llm.data.preferences import preference_format, read_preferences
 from lit_llm.data.record_formats import Record
 from lit_llm.data.records import RecordSource
 from lit_llm.errors import UserError
@@ -129,5 +130,55 @@ def test_both_forms_are_recognised(tmp_path):
     rows.write_text("".join(json.dumps(row) + "\n" for row in flat(TREE)))
     for file in (tree, rows):
         source = RecordSource(str(file))
-        assert source_format(source) == "openassistant"
+        assert source_format(source) == preference_format(source) == "openassistant"
         assert len(list(read_samples(source))) == 2
+        assert len(list(read_preferences(source))) == 1
+
+
+# --- comparisons
+
+
+def comparisons(tree: dict) -> list[tuple[str, list[str], tuple]]:
+    """Comparisons as the words of the prompt, the answers and the pairs."""
+    records = [Record({"message_tree_id": "t", "prompt": tree}, "file:1")]
+    found = []
+    for told in read_comparisons(records):
+        assert (told.origin, told.group, told.margins, told.kinds) == ("file:1", "t", None, None)
+        for number, message in enumerate(told.prompt):
+            assert message["role"] == ("assistant" if number % 2 else "user")
+        assert all([m["role"] for m in answer] == ["assistant"] for answer in told.answers)
+        prompt = " ".join(message["content"] for message in told.prompt)
+        found.append((prompt, [answer[0]["content"] for answer in told.answers], told.pairs))
+    return found
+
+
+def test_ranked_answers_are_compared_after_any_answer():
+    tree = asks(
+        "q",
+        answers("worst", 2, asks("q1", answers("b", 5), answers("a", 0), answers("?", None))),
+        answers("best", 0, asks("q2", answers("only", 0)), asks("q3")),
+        answers("middle", 1),
+        answers("none", None, asks("q4", answers("d", 1), answers("c", 0))),
+    )
+    found = comparisons(tree)
+    assert found == [
+        ("q", ["best", "middle", "worst"], ((0, 1), (0, 2), (1, 2))),
+        ("q worst q1", ["a", "b"], ((0, 1),)),
+        ("q none q4", ["c", "d"], ((0, 1),)),
+    ]
+    rows = [Record(row, f"hub:{row['text']}") for row in reversed(flat(tree))]
+    told = list(read_comparisons(rows))
+    assert {(comparison.origin, comparison.pairs) for comparison in told} == {
+        ("hub:q", ((0, 1), (0, 2), (1, 2))),
+        ("hub:q1", ((0, 1),)),
+        ("hub:q4", ((0, 1),)),
+    }
+
+
+def test_equal_ranks_and_missing_ones_are_no_comparison():
+    tied = asks("q", answers("a", 1), answers("b", 0), answers("c", 1))
+    assert comparisons(tied) == [("q", ["b", "a", "c"], ((0, 1), (0, 2)))]
+    assert comparisons(asks("q", answers("a", 1), answers("b", 1))) == [("q", ["a", "b"], ())]
+    assert comparisons(asks("q", answers("a", 1), answers("b", math.nan))) == []
+    assert comparisons(asks("q", answers("a", 1), answers("b", 0, deleted=True))) == []
+    assert comparisons(answers("a", 1, answers("b", 1), answers("c", 2))) == []

@@ -176,6 +176,9 @@ def test_python_docs(monkeypatch):
     assert record_fingerprint(RecordSource("python-docs", name="x")) == before
     told[0].messages[0]["content"] = "!"
     assert record_fingerprint(source) != before
+    # What else is made of it decides in the place of its records.
+    made = [record_fingerprint(source, content) for content in ([{"a": 1}], [{"a": 2}], [])]
+    assert len({*made, before, record_fingerprint(source)}) == 5
 
 
 # --- configuration
@@ -202,6 +205,7 @@ def test_sources_from_configuration():
         ([{"path": "a", "format": "chatml"}], "source a: format 'chatml' is unknown; use auto, me"),
         ([{"path": "a", "rename": {"x": "z", "y": "z"}}], "source a: rename names two fields 'z'."),
         ([{"path": "python-docs", "format": "text"}], "source python-docs has one format"),
+        ([{"path": "python-parameters", "rename": {"x": "z"}}], "source python-parameters has one"),
     ],
 )
 def test_bad_configuration(sources, sentence):
