@@ -62,10 +62,27 @@ def check_data(datamodule: Any) -> None:
     if stops is None:
         return
     check_padding(tokenizer, stops)
+    if "pairs" in batch:
+        check_pairs(batch)
+        return
     masked = torch.isin(batch["source"], torch.tensor(datamodule.masked_sources))
     if bool(masked.any()):
         rows = {name: value[masked] for name, value in batch.items() if value.ndim}
         check_answers(rows, stops, tokenizer)
+
+
+def check_pairs(batch: dict[str, Tensor]) -> None:
+    """Refuse a batch in which no answer differs from the one it is better than.
+
+    Raises:
+        UserError: The two sequences of every pair are the same.
+    """
+    better, worse = (batch["input_ids"][rows] for rows in batch["pairs"].unbind(1))
+    if bool((better == worse).all()):
+        raise UserError(
+            "the two answers of every pair of the first batch are the same; look at it with "
+            "--inspect: is one column given twice, or does the chat template leave out the answer?"
+        )
 
 
 def check_learning_rate(trainer: Any) -> None:

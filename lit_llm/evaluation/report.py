@@ -16,6 +16,12 @@ _PACKAGES = ("lit_llm", "torch", "lightning", "transformers", "datasets", "token
 _CURVES = (
     ("loss (nats a token)", ("train/loss", "val/loss")),
     ("bits per byte", ("val/bits_per_byte",)),
+    ("accuracy", ("train/accuracy", "val/accuracy", "val/accuracy/")),
+    ("margin (score of the better answer less the worse)", ("train/margin", "val/margin")),
+    ("rewards/accuracies", ("train/rewards/accuracies", "val/rewards/accuracies")),
+    ("rewards/margins", ("train/rewards/margins", "val/rewards/margins")),
+    ("log-probability of answers (nats)", ("train/logps/", "val/logps/")),
+    ("KL from the reference (nats an answer)", ("val/objective/kl",)),
     ("answers", ("val/stop_rate", "val/well_formed_rate", "val/rouge_l")),
     ("learning rate", ("train/lr",)),
     ("gradient norm", ("train/grad_norm",)),
@@ -32,12 +38,30 @@ _COLUMNS = (
     "stop_rate",
     "well_formed_rate",
     "rouge_l",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "length_judge",
+    "margin",
+    "ece",
+    "ood/accuracy",
+    "rewards/accuracies",
+    "rewards/margins",
+    "objective/kl",
 )
 _LEGEND = {
     "before": "before and after: this model, before and after training",
     "unigram": "unigram: token frequencies of the training text, add-one smoothing",
     "gzip": "gzip: the held-out text compressed by `gzip -9`",
     "bits_per_byte": "lower is better, but for accuracy",
+    "accuracy": "accuracy: share of held-out pairs in which the better answer has the higher "
+    "score, with its 95 % interval (low, high)",
+    "length_judge": "length judge: accuracy of preferring the longer (or the shorter) answer",
+    "ece": "ece: mean distance of confidence from accuracy",
+    "ood/accuracy": "ood: on the second set",
+    "rewards/accuracies": "rewards/accuracies: share of held-out pairs in which the better answer "
+    "has become likelier by more than the worse one",
+    "objective/kl": "objective/kl: KL(policy || reference) of a sampled answer, in nats",
     "stop_rate": "stop rate: share of generated answers that end by themselves",
     "well_formed_rate": "well formed: those that also have the form of the trained answers",
     "rouge_l": "rouge l: overlap of the answers with the references "
