@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-_SOURCES = ("--data.sources", "--data.val_sources")
+_SOURCES = ("--data.sources", "--data.val_sources", "--data.ood_sources")
 
 # How the parser speaks of types and of what it tried, which says nothing to people.
 _ASIDES = (

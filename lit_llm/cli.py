@@ -255,6 +255,12 @@ class RecipeCLI(LightningCLI):
                 f"trainer.val_check_interval does not fit the data: {' '.join(str(error).split())}"
             ) from error
 
+    def validate(self) -> None:
+        """Measure the model on the whole validation split, as it is handed on."""
+        self.trainer.validate(
+            self.model, datamodule=self.datamodule, verbose=False, weights_only=True
+        )
+
     def test(self, name: str) -> None:
         """Measure the model on the test split and keep the result under ``name``.
 

@@ -12,6 +12,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
 
 import pretrain
+import reward
 import sft
 import tokenizer
 
@@ -20,7 +21,12 @@ from lit_llm.errors import UserError
 
 MARGIN = 0.15  # by which the model must beat the unigram model and gzip, in bits per byte
 WELL_FORMED = 0.8  # share of held-out questions that must be answered in form and with an end
-STAGES = {"tokenizer": tokenizer.main, "pretrain": pretrain.main, "sft": sft.main}
+STAGES = {
+    "tokenizer": tokenizer.main,
+    "pretrain": pretrain.main,
+    "sft": sft.main,
+    "reward": reward.main,
+}
 CONFIGS = Path(__file__).parent / "configs" / "lifecycle"
 
 
@@ -58,8 +64,14 @@ def main(args: list[str] | None = None) -> None:
             f"--model.base.pretrained={folder}/pretrain/model",
             f"--data.cache_dir={folder}/cache",
         ],
+        "reward": [
+            f"--output_dir={folder}/reward",
+            f"--export_dir={folder}/reward/model",
+            f"--model.base.pretrained={folder}/sft/model",
+            f"--data.cache_dir={folder}/cache",
+        ],
     }
-    checks = {"pretrain": check_margin, "sft": check_answers}
+    checks = {"pretrain": check_margin, "sft": check_answers, "reward": check_accuracy}
     for name in names[first : last + 1]:
         print(f"\n=== {name} ===", flush=True)
         run = STAGES[name]([f"--config={CONFIGS / name}.yaml", *links[name], *changed[name]])
@@ -108,6 +120,21 @@ def check_answers(results: dict[str, dict[str, float]]) -> None:
         f"{after:.0%} of the answers are well formed and end by themselves, {before:.0%} before "
         f"({WELL_FORMED:.0%} is required)"
     )
+
+
+def check_accuracy(results: dict[str, dict[str, float]]) -> None:
+    """Say how often the reward model is right, and fail if length alone explains it."""
+    after = results["after"]
+    accuracy, low, high, judge = (
+        after[name] for name in ("accuracy", "accuracy_low", "accuracy_high", "length_judge")
+    )
+    told = f"held-out accuracy {accuracy:.3f} (95 % interval {low:.3f} to {high:.3f})"
+    if low <= max(judge, 0.5):
+        raise UserError(
+            f"the reward model has a {told}: not clearly above chance and above the {judge:.3f} of "
+            "preferring answers by their length; train it longer"
+        )
+    print(f"{told}; preferring answers by their length: {judge:.3f}")
 
 
 if __name__ == "__main__":

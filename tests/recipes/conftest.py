@@ -128,3 +128,44 @@ def tiny_chat(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings["trainer"]["val_check_interval"] = 8
     (folder / "sft.yaml").write_text(yaml.safe_dump(settings))
     return folder
+
+
+def write_preferences(path: Path, prompts: int, seed: int) -> None:
+    """Write comparisons: the better answer repeats the question's word, the worse one another."""
+    import json
+
+    rng = random.Random(seed)
+    lines = []
+    for number in range(prompts):
+        right, wrong = rng.sample(WORDS, 2)
+        filler = " ".join(rng.choices(WORDS, k=rng.randint(1, 6)))
+        # Short and long on either side, so that length says nothing.
+        more = [" ".join(rng.choices(WORDS, k=rng.randint(1, 4))) for _ in range(2)]
+        prompt = [{"role": "user", "content": f"say {right} {seed} {number} {filler}"}]
+        chosen, rejected = f"sings {right} {more[0]}", f"falls {wrong} {more[1]}"
+        record = {"prompt": prompt}
+        for name, text in (("chosen", chosen), ("rejected", rejected)):
+            record[name] = [{"role": "assistant", "content": text}]
+        lines.append(json.dumps(record))
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def tiny_preferences(tiny_chat: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two sources of comparisons, ``reward.yaml`` and ``dpo.yaml``."""
+    folder = tmp_path_factory.mktemp("tiny_preferences")
+    write_preferences(folder / "first.jsonl", 300, seed=1)
+    write_preferences(folder / "second.jsonl", 100, seed=2)
+    write_preferences(folder / "other.jsonl", 40, seed=3)
+    settings = yaml.safe_load((tiny_chat / "sft.yaml").read_text())
+    settings["data"]["sources"] = [
+        {"path": str(folder / "first.jsonl"), "weight": 3.0},
+        {"path": str(folder / "second.jsonl"), "weight": 1.0},
+    ]
+    settings["data"] |= {"ood_sources": [{"path": str(folder / "other.jsonl")}]}
+    settings["data"] |= {"test_fraction": 0.2, "cache_dir": str(folder / "cache")}
+    for name, samples in (("reward", {}), ("dpo", settings["samples"])):
+        model = settings["model"] | ({"kl_prompts": 2, "kl_max_new_tokens": 4} if samples else {})
+        own = settings | {"samples": samples, "model": model}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(own))
+    return folder

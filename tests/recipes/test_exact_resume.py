@@ -41,10 +41,18 @@ def pretraining(tiny: Path) -> Stage:
 
 
 @pytest.fixture(scope="module")
-def stage(request: pytest.FixtureRequest, pretraining: Stage, tiny_chat: Path) -> Stage:
-    """Pre-training, and fine-tuning of all weights and of adapters."""
+def stage(
+    request: pytest.FixtureRequest, pretraining: Stage, tiny_chat: Path, tiny_preferences: Path
+) -> Stage:
+    """Pre-training, fine-tuning of all weights and of adapters, a reward model, DPO."""
     if request.param == "pretrain":
         return pretraining
+    if request.param in ("reward", "dpo"):
+        extra: tuple[str, ...] = ("--data.ood_sources=null", "--trainer.limit_test_batches=2")
+        if request.param == "reward":
+            extra += ("--model.adapter.method=lora", "--model.adapter.dropout=0.1")
+        config = tiny_preferences / f"{request.param}.yaml"
+        return Stage(request.param, config, extra, "PreferenceDataModule")
     extra = ("--model.neftune_alpha=5", "--samples.test_count=0", "--samples.count=1")
     if request.param == "lora":
         extra += ("--model.adapter.method=lora", "--model.adapter.dropout=0.1")
@@ -98,6 +106,8 @@ def straight(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         ("pretrain", signal.SIGTERM),
         ("full", signal.SIGKILL),
         ("lora", signal.SIGKILL),
+        ("reward", signal.SIGKILL),
+        ("dpo", signal.SIGKILL),
     ],
     indirect=["stage"],
 )
