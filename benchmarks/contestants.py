@@ -229,8 +229,7 @@ def _module(work: Work, compile: bool) -> Any:
 def _loader(work: Work) -> Any:
     targets = torch.tensor(work.micro_batch * (work.seq_len - 1))
     batches = [
-        {"input_ids": tokens, "labels": tokens, "num_targets": targets}
-        for tokens in work.batches()
+        {"input_ids": tokens, "labels": tokens, "num_targets": targets} for tokens in work.batches()
     ]
     return torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 

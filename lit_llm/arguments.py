@@ -29,23 +29,35 @@ def in_one_sentence(message: str) -> str:
     return "; ".join(told).replace(":;", ":") + " (--help lists the settings)"
 
 
-def listed_sources(args: list[str]) -> list[str]:
+def listed_sources(args: list[str], *, has_ood: bool = False) -> list[str]:
     """Put a single source into a list, and empty the list first.
 
     Otherwise jsonargparse fills the fields that a source leaves out with those of the source that
     stands at its place in the recipe's YAML.
+
+    Args:
+        args: The command line.
+        has_ood: Whether the data module has a second test set. That of the recipe's YAML belongs to
+            the sources there, so other sources do without unless it is given too.
     """
     result: list[str] = []
+    given: set[str] = set()
     rest = iter(args)
     for arg in rest:
         name, equals, value = arg.partition("=")
         if name in ("--config", "-c") and (equals or (value := next(rest, ""))):
             result += [f"{key}=[]" for key in _SOURCES if _sets(value, key)]
+            given.update(key for key in _SOURCES if _sets(value, key))
             result.append(f"--config={value}")
         elif name in _SOURCES and (equals or (value := next(rest, ""))):
             result += [f"{name}=[]", f"{name}={_listed(value)}"]
+            given.add(name)
         else:
             result.append(arg)
+            given.add(name)
+    own_ood = given & {"--data.ood_sources", "--data.ood_sources+"}
+    if has_ood and "--data.sources" in given and not own_ood:
+        return ["--data.ood_sources=null", *result]
     return result
 
 

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import StrategyRegistry
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_llm.arguments import in_one_sentence, listed_sources
 from lit_llm.callbacks.checkpoint import StepCheckpoint
@@ -142,7 +142,9 @@ class RecipeCLI(LightningCLI):
         jsonargparse would read a list's items from a file of that name.
         """
         try:
-            self.config = parser.parse_args(listed_sources(sys.argv[1:] if args is None else args))
+            given = sys.argv[1:] if args is None else args
+            has_ood = "ood_sources" in signature(self._data_class).parameters
+            self.config = parser.parse_args(listed_sources(given, has_ood=has_ood))
         except ArgumentError as error:
             raise UserError(in_one_sentence(str(error))) from error
         if self.config["data"].get("tokenizer") is None:
@@ -167,7 +169,11 @@ class RecipeCLI(LightningCLI):
         if base.get("pretrained"):  # the first thing that a wrong name should be told of
             from lit_llm.models import BaseModelConfig, resolve_config
 
-            resolve_config(BaseModelConfig(**base), seq_len=self.config["data"].get("seq_len"))
+            heads = None
+            if getattr(self._module_class, "scores_texts", False):
+                heads = max(1, self.config["model"]["heads"])  # the module refuses less
+            seq_len = self.config["data"].get("seq_len")
+            resolve_config(BaseModelConfig(**base), seq_len=seq_len, heads=heads)
         _check_writable(self.output_dir)
         if self.config["export_dir"] is not None:
             from lit_llm.models.export import check_export_folder
@@ -187,6 +193,9 @@ class RecipeCLI(LightningCLI):
         config = self.config_init["trainer"]
         kwargs["default_root_dir"] = str(self.output_dir)
         kwargs["use_distributed_sampler"] = False  # data order is the data module's
+        if config.get("enable_progress_bar") is False:
+            own = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [c for c in own if not isinstance(c, Progress)]
         if config.get("logger") in (None, True):
             kwargs["logger"] = build_loggers(self.config_init["logging"], self.output_dir, wandb_id)
         strategy = config.get("strategy")
@@ -275,7 +284,8 @@ class RecipeCLI(LightningCLI):
         measured = self.trainer.test(
             self.model, datamodule=self.datamodule, verbose=False, weights_only=True
         )
-        if not measured:  # no test split was asked for
+        if not measured:
+            rank_zero_warn("no test split, so no held-out measures; raise data.test_fraction")
             return
         values = {key.removeprefix("test/"): value for key, value in measured[0].items()}
         self.results[name] = values
@@ -285,7 +295,8 @@ class RecipeCLI(LightningCLI):
     def export(self) -> None:
         """Write the model as a Hugging Face folder if ``--export_dir`` asks for it.
 
-        Adapters are written as a peft folder in any case, and merged into the exported model.
+        Adapters are written as a peft folder in any case, with the tokenizer of their training, and
+        merged into the exported model.
         """
         folder, model = self.config["export_dir"], self.model.model
         if not self.trainer.is_global_zero:
@@ -293,7 +304,13 @@ class RecipeCLI(LightningCLI):
         from lit_llm.models.adapters import is_adapted, save_adapter
 
         if is_adapted(model):
-            print(f"adapter: {save_adapter(model, self.output_dir / 'adapter')}")
+            statistics = getattr(self.model, "statistics", None)
+            if statistics is not None:  # of a reward model's scores
+                from lit_llm.models.reward import write_statistics
+
+                write_statistics(model, statistics)
+            adapter = save_adapter(model, self.output_dir / "adapter", self.datamodule.tokenizer)
+            print(f"adapter: {adapter}")
         if folder is None:
             return
         from lit_llm.models.export import export_model

@@ -4,6 +4,7 @@
     python recipes/dpo.py --model.base.pretrained FOLDER --data.sources my_pairs.jsonl --inspect
     python recipes/dpo.py --model.base.pretrained FOLDER --model.adapter.method lora
 
+Adapters want a higher learning rate than all weights: --model.optimizer.init_args.lr 5e-5.
 The defaults stand in recipes/configs/dpo.yaml; --help lists every setting, --print_config writes
 them as YAML. A run that was stopped goes on where it was when the command is repeated.
 """

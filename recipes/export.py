@@ -13,14 +13,17 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 
 from lit_llm.console import recipe
+from lit_llm.data.chat_tokenizer import load_chat_tokenizer
 from lit_llm.data.tokenizer import load_tokenizer
 from lit_llm.models import (
     BaseModelConfig,
+    adapter_heads,
     build_model,
     check_adapter_folder,
     check_export_folder,
     export_model,
     merge_adapter,
+    pretrained_heads,
     vocabulary_of,
 )
 
@@ -34,7 +37,8 @@ def run(
     """Write a plain Hugging Face folder: from a GGUF file, a Hub model, or a model and its adapter.
 
     Args:
-        model: A folder, a name on the Hugging Face Hub, or a ``.gguf`` file.
+        model: A folder, a name on the Hugging Face Hub, or a ``.gguf`` file; a reward model stays
+            one.
         output_dir: Folder for config, weights, tokenizer and chat template.
         adapter: Folder with a peft adapter of the model, to be merged into its weights. Its
             tokenizer is used where it has one.
@@ -44,9 +48,14 @@ def run(
     own_tokenizer = False
     if adapter is not None:
         own_tokenizer = (check_adapter_folder(adapter) / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(str(adapter) if own_tokenizer else model)
     base = BaseModelConfig(pretrained=model, dtype=dtype, resize_embeddings=own_tokenizer)
-    network = build_model(base, **vocabulary_of(tokenizer))
+    heads = pretrained_heads(base)
+    if heads is None and adapter is not None:
+        heads = adapter_heads(adapter)
+    # A reward model needs a padding token, as it was trained with.
+    load = load_tokenizer if heads is None else load_chat_tokenizer
+    tokenizer = load(str(adapter) if own_tokenizer else model)
+    network = build_model(base, heads=heads, **vocabulary_of(tokenizer))
     if adapter is not None:
         network = merge_adapter(network, adapter)
     folder = export_model(network, tokenizer, output_dir)

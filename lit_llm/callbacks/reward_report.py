@@ -17,9 +17,11 @@ _SPLIT: Split = "test"  # a second set is only tested: all of it is in this spli
 class RewardReport(Callback):
     """Say at the end of a test whether the scores are fit to drive PPO, and why.
 
-    Writes ``reward_report.md``, ``reward_report.png`` and ``reward_report.json`` into the run's
-    folder (:func:`lit_llm.evaluation.reward_report.write_reward_report`). What the test returns
-    gains the interval of the accuracy, the calibration error and what length explains, as
+    Prints the verdict and writes ``reward_report.md``, ``reward_report.png`` and
+    ``reward_report.json`` into the run's folder
+    (:func:`lit_llm.evaluation.reward_report.write_reward_report`), but not of a model that is not
+    trained yet: a run that stops early would leave it as the verdict. What the test returns gains
+    in any case the interval of the accuracy, the calibration error and what length explains, as
     ``test/...`` and, for a second set, ``ood/...``.
 
     The module has ``scored_pairs``, which gives the same pairs on all ranks as soon as the last
@@ -38,7 +40,7 @@ class RewardReport(Callback):
         self.bins = bins
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the measures, the same on every rank, and write the report on the first."""
+        """Log the measures, the same on every rank; print and write the verdict on the first."""
         module: Any = pl_module
         datamodule: Any = getattr(trainer, "datamodule", None)
         scored: dict[str, ScoredPairs] = {
@@ -54,9 +56,10 @@ class RewardReport(Callback):
         for prefix, found in measures.items():
             for name, value in _logged(found).items():
                 module.log(f"{prefix}/{name}", value)
-        if trainer.is_global_zero:
-            path = write_reward_report(
-                Path(trainer.default_root_dir),
+        if trainer.is_global_zero and trainer.global_step > 0:
+            folder = Path(trainer.default_root_dir)
+            verdict = write_reward_report(
+                folder,
                 scored,
                 measures,
                 lambda source, row: datamodule.pair_about(source, _SPLIT, row),
@@ -64,8 +67,18 @@ class RewardReport(Callback):
                 getattr(module, "statistics", None),
                 int(count) if (count := getattr(module, "reference_answers", 0)) else None,
                 self.mistakes,
+                _held_out(datamodule),
             )
-            rank_zero_info(f"reward report: {path}")
+            failed = [] if verdict.fit else [f"- {reason}" for reason in verdict.reasons]
+            rank_zero_info("\n".join([verdict.headline, *failed]))
+            rank_zero_info(f"reward report: {folder / 'reward_report.md'}")
+
+
+def _held_out(datamodule: Any) -> int:
+    """Pairs of the test split; the second set comes last among the sources, and is none of it."""
+    counts = datamodule.cache.counts
+    own = counts[: len(counts) - len(datamodule.ood_sources)]
+    return sum(one.splits[_SPLIT]["pairs"] for one in own)
 
 
 def _logged(found: PairMeasures) -> dict[str, float]:

@@ -244,16 +244,8 @@ class ChatCacheBuilder(Generic[AnySample, AnyCounts]):
 
     # ----- what follows from it -----------------------------------------------------------------
 
-    def open(self, cache_dir: str | Path) -> ChatCache[AnyCounts]:
-        """Open the cache; build it first where it is not there.
-
-        Args:
-            cache_dir: Folder of all caches, made as needed.
-
-        Raises:
-            UserError: When a source cannot be read or does not fit the chat template, or
-                ``cache_dir`` cannot be written.
-        """
+    def key(self) -> str:
+        """The hash of everything that decides the content; it names the cache."""
         settings = self.settings
         content = {
             "format": self.format,
@@ -266,9 +258,20 @@ class ChatCacheBuilder(Generic[AnySample, AnyCounts]):
             "fractions": [settings.val_fraction, settings.test_fraction],
             **self.identity(),
         }
-        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    def open(self, cache_dir: str | Path) -> ChatCache[AnyCounts]:
+        """Open the cache; build it first where it is not there.
+
+        Args:
+            cache_dir: Folder of all caches, made as needed.
+
+        Raises:
+            UserError: When a source cannot be read or does not fit the chat template, or
+                ``cache_dir`` cannot be written.
+        """
         return cached_folder(
-            Path(cache_dir).expanduser() / key,
+            Path(cache_dir).expanduser() / self.key(),
             lambda folder: ChatCache(folder, self.counts_type),
             self._build,
         )
@@ -289,8 +292,8 @@ class ChatCacheBuilder(Generic[AnySample, AnyCounts]):
                 own = counts[number]
                 for row in self.rows(sample, split, own):
                     writers[number, split].write(row.input_ids, row.trained, row.about)
-                    numbers = {"samples": 1, "tokens": len(row.input_ids), **row.numbers}
-                    for name, value in numbers.items():
+                    added = {"samples": 1, "tokens": len(row.input_ids)}
+                    for name, value in (added | row.numbers).items():
                         own.splits[split][name] += value
                     digest.update(hashed)
         meta = {

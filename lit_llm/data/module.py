@@ -102,8 +102,12 @@ class SampleDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be resumed, as plain data."""
+        """What the data is and how it is read, as plain data."""
         raise NotImplementedError
+
+    def trained_identity(self) -> dict[str, Any]:
+        """What of it must be the same for a checkpoint to be resumed: what is trained on."""
+        return self.identity()
 
     # ----- what follows from it -----------------------------------------------------------------
 
@@ -217,7 +221,7 @@ class SampleDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """How far training has read, and in what: plain numbers, strings and lists."""
-        return {"consumed": self._cursor.consumed, **self.identity()}
+        return {"consumed": self._cursor.consumed, **self.trained_identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint's training stopped; evaluating a checkpoint needs none of it.
@@ -227,7 +231,7 @@ class SampleDataModule(pl.LightningDataModule):
         """
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return
-        for name, value in self.identity().items():
+        for name, value in self.trained_identity().items():
             if state_dict.get(name) != value:
                 raise UserError(
                     f"the checkpoint was trained with another {name} ({state_dict.get(name)}) than "

@@ -14,7 +14,8 @@ from lit_llm.data.corpus import SPLITS
 from lit_llm.data.length_groups import LengthGroups
 from lit_llm.data.loader import Batch, SampleStream
 from lit_llm.data.packing import IGNORED
-from lit_llm.data.preference_cache import PreferenceCounts, PreferenceSettings, open_preferences
+from lit_llm.data.preference_cache import PreferenceSettings, open_preferences, trained_key
+from lit_llm.data.preference_counts import PreferenceCounts
 from lit_llm.data.preference_samples import PreferenceCollator, PreferenceSamples, count_prompts
 from lit_llm.data.preferences import describe_preference_format
 from lit_llm.data.records import RecordSource
@@ -36,9 +37,9 @@ class PreferenceDataModule(ChatDataModule[PreferenceCounts]):
     Batches are dicts of long tensors: ``input_ids``, ``labels`` (-100 but at the answers, aligned:
     the model shifts them) and ``attention_mask`` (N, T), padded on the right; ``pairs`` (P, 2), the
     rows of the better and the worse answer; ``pair_source``, ``pair_row`` and ``pair_index`` (P,),
-    where a pair stands in the data (see ``pair_about``); ``source`` (B,); and, float32,
-    ``pair_weights`` (P,), one over the pairs of the prompt, and ``margins`` (P,), how much better,
-    0 where the data does not say. ``ref_logprobs`` (N,), float32, are there once
+    where a pair stands in the data (see ``pair_about``), and ``pair_group`` (P,), which prompt it
+    is; ``source`` (B,); and, float32, ``pair_weights`` (P,), one over the pairs of the prompt,
+    and ``margins`` (P,), how much better, 0 where the data does not say. ``ref_logprobs`` (N,), float32, are there once
     ``reference_parts`` were given theirs. Training batches also hold ``num_targets`` (), here the
     prompts of the accumulation window, see ``ResumableLoader``.
 
@@ -125,7 +126,7 @@ class PreferenceDataModule(ChatDataModule[PreferenceCounts]):
         if ood_own and test_fraction == 0:
             raise UserError(
                 "data: ood_sources are told beside the test of the other sources; give a "
-                "test_fraction above 0."
+                "test_fraction above 0, or do without them (--data.ood_sources null)."
             )
         self.ood_sources = ood_own
         self.group_by_length = group_by_length
@@ -218,6 +219,18 @@ class PreferenceDataModule(ChatDataModule[PreferenceCounts]):
         if self.group_by_length:
             identity["micro_batch_size"] = self.micro_batch_size
         return {**identity, "weights": self.weights, "seed": self.seed}
+
+    def trained_identity(self) -> dict[str, Any]:
+        """The same without ``ood_sources``, so that a model can be judged by others later.
+
+        They yield to training and validation and are read last, so what is trained on cannot depend
+        on them.
+        """
+        return {**self.identity(), "data": self._trained_key}
+
+    @functools.cached_property
+    def _trained_key(self) -> str:
+        return trained_key(self.cache, self.settings, self.tokenizer, self.stop_token_ids)
 
     def test_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Test micro-batches of this rank; with ``ood_sources`` a second loader reads those."""

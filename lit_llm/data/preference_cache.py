@@ -6,23 +6,24 @@ the worse answer) and, where the data has them, ``margins`` and ``kinds``, one a
 """
 
 import dataclasses
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from lit_llm.data.chat_cache import (
     ChatCache,
     ChatCacheBuilder,
-    ChatCounts,
     ChatSettings,
     Row,
-    counts_line,
     short_hash,
 )
 from lit_llm.data.chat_template import TokenizedChat
+from lit_llm.data.cleaning import normalized_key
+from lit_llm.data.preference_counts import PreferenceCounts
 from lit_llm.data.preference_formats import Answer
 from lit_llm.data.preference_tokens import answer_mask, fit_answers, message_text, tokenize_answer
 from lit_llm.data.preferences import (
@@ -38,11 +39,7 @@ from lit_llm.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
-
-# Above this share (and number) of contradictions they are no matter of taste any more.
-_MOST_CONTRADICTORY, _FEW = 0.05, 10
-_MANY_CUT = 0.1
+FORMAT = 2
 _NO_TEXT = ("role", "name", "weight")
 
 
@@ -74,102 +71,6 @@ class PreferenceSettings(ChatSettings):
         return [*first, *((number, "test") for number in last)]
 
 
-@dataclasses.dataclass
-class PreferenceCounts(ChatCounts):
-    """What became of the preferences of one source.
-
-    Samples are prompts. Of those that are neither repeated nor held out the pairs are counted too:
-    each is in a split or was left out for one of the reasons below.
-
-    Attributes:
-        unusable: Prompts without a pair: the record compares nothing.
-        pairs: All pairs.
-        empty: Pairs with an answer without text.
-        identical: Pairs whose answers have the same text, but for white space around it.
-        repeated: Pairs that a prompt has twice, or that came before among other answers.
-        contradictory: Pairs that came before the other way round.
-        unfit: Pairs with an answer that alone is longer than the context.
-    """
-
-    units: ClassVar[tuple[str, ...]] = ("samples", "tokens", "pairs")
-
-    unusable: int = 0
-    pairs: int = 0
-    empty: int = 0
-    identical: int = 0
-    repeated: int = 0
-    contradictory: int = 0
-    unfit: int = 0
-
-    def __str__(self) -> str:
-        """One line: what was left out or cut, and why."""
-        left_out = {
-            "repeated": self.duplicates,
-            "with the beginning of one in another split": self.held_out,
-            "without two answers to compare": self.unusable,
-            "with answers longer than seq_len": self.too_long,
-            "pairs with an empty answer": self.empty,
-            "pairs of equal answers": self.identical,
-            "repeated pairs": self.repeated,
-            "pairs that contradict one read before": self.contradictory,
-            "pairs with an answer longer than seq_len": self.unfit,
-        }
-        changed = {
-            "lost the beginning of their prompt": self.prompt_cut,
-            "hold the text of a special token": self.control_text,
-            "have an answer that does not end with a stop token": self.unended,
-        }
-        read = f"{self.read:,} prompts read, with {self.pairs:,} pairs"
-        return counts_line(read, left_out, changed)
-
-    def split_line(self, split: str) -> str:
-        """What a split holds, in words."""
-        own = self.splits[split]
-        return f"{own['samples']:,} prompts, {own['pairs']:,} pairs, {own['tokens']:,} tokens"
-
-    @property
-    def looks_swapped(self) -> bool:
-        """Whether so many pairs contradict earlier ones that the columns must be swapped."""
-        return self.contradictory >= _FEW and self.contradictory > _MOST_CONTRADICTORY * self.pairs
-
-    def why_empty(self, seq_len: int) -> str:
-        """One sentence on why nothing is left for training, and what to do."""
-        if self.pairs and self.identical == self.pairs:
-            return (
-                f"chosen and rejected are equal in all {self.pairs} pairs; the same column was "
-                "given twice? Look at the data, and at rename and format of the source."
-            )
-        if self.pairs and self.empty == self.pairs:
-            return (
-                f"an answer is empty in all {self.pairs} pairs; look at the data, and at rename "
-                "and format of the source."
-            )
-        if self.unfit and self.unfit == self.pairs - self.identical - self.empty - self.repeated:
-            return (
-                f"all {self.unfit} pairs are too long: one answer alone fills more than seq_len "
-                f"{seq_len}; raise data.seq_len."
-            )
-        if self.contradictory > sum(own["pairs"] for own in self.splits.values()):
-            return (
-                f"{self.contradictory} of its {self.pairs} pairs contradict pairs that were read "
-                "before; chosen and rejected may be swapped in one of the sources."
-            )
-        return (
-            f"nothing of {self.read} prompts is left for training ({self}); give more data or "
-            "smaller held-out fractions."
-        )
-
-    def warnings(self) -> Iterator[str]:
-        """What is to be looked at before the data is trusted, each in one sentence."""
-        yield from super().warnings()
-        kept = sum(own["samples"] for own in self.splits.values())
-        if self.prompt_cut > _MANY_CUT * kept:
-            yield (
-                f"{self.prompt_cut:,} of {kept:,} prompts lost their beginning; "
-                "raise data.seq_len if it matters"
-            )
-
-
 def open_preferences(
     cache_dir: str | Path,
     settings: PreferenceSettings,
@@ -189,6 +90,26 @@ def open_preferences(
             cannot be written.
     """
     return _PreferenceBuilder(settings, tokenizer, stop_token_ids).open(cache_dir)
+
+
+def trained_key(
+    cache: ChatCache[PreferenceCounts],
+    settings: PreferenceSettings,
+    tokenizer: "PreTrainedTokenizerBase",
+    stop_token_ids: Sequence[int],
+) -> str:
+    """The hash of what is trained on: the key of the cache if there were no second test.
+
+    Args:
+        cache: The cache of these settings.
+        settings: Sources and how they are prepared.
+        tokenizer: As in ``open_preferences``.
+        stop_token_ids: As in ``open_preferences``.
+    """
+    if not settings.ood_sources:
+        return cache.key
+    alone = dataclasses.replace(settings, ood_sources=())
+    return _PreferenceBuilder(alone, tokenizer, stop_token_ids).key()
 
 
 class _PreferenceBuilder(ChatCacheBuilder[Preference, PreferenceCounts]):
@@ -243,7 +164,11 @@ class _PreferenceBuilder(ChatCacheBuilder[Preference, PreferenceCounts]):
         counts.unended += not isinstance(sample.prompt, str) and any(
             chat.input_ids[-1] not in self.stops for chat in own
         )
+        counts.plain += isinstance(sample.prompt, str)
+        counts.unasked += isinstance(sample.prompt, str) and not sample.prompt.strip()
         about = _about(sample, fitted, fitting)
+        counts.with_margin += len(about.get("margins", ()))
+        counts.negative_margin += sum(margin < 0 for margin in about.get("margins", ()))
         if split != "train":
             about |= _question(sample, about["pairs"], list(fitted))
         yield Row(
@@ -299,11 +224,18 @@ def _about(
     about: dict[str, Any] = {
         "lengths": [len(chat.input_ids) for chat in chats.values()],
         "pairs": [[place[answer] for answer in sample.pairs[number]] for number in chosen],
+        "group": _group_number(sample.group),
     }
     for name in ("margins", "kinds"):
         if (values := getattr(sample, name)) is not None:
             about[name] = [values[number] for number in chosen]
     return about
+
+
+def _group_number(group: str) -> int:
+    """A number that preferences of one group share; small enough for a float64."""
+    digest = hashlib.blake2b(normalized_key(group).encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "big")
 
 
 def _question(sample: Preference, pairs: list[list[int]], numbers: list[int]) -> dict[str, Any]:

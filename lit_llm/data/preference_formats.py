@@ -23,12 +23,14 @@ from lit_llm.data.messages import (
     template_values,
     with_system,
 )
+from lit_llm.data.preference_texts import split_texts, without_prompt
 from lit_llm.data.record_formats import json_type, text_of
 from lit_llm.errors import UserError
 
 # Fields that only preferences have.
 COMPARED_FIELDS = (("chosen", "rejected"), ("response_j", "response_k"))
 ANSWER_FIELDS = ("answers", "responses", "completions")
+_PAIR_FIELDS = ("chosen", "rejected")
 
 Messages = list[dict[str, Any]]
 Answer = Messages | str
@@ -90,7 +92,15 @@ def read_preference(data: dict[str, Any], origin: str) -> list[Preference]:
 def read_chat_preference(data: dict[str, Any], origin: str) -> list[Preference]:
     """Prompt, chosen and rejected; texts become turns of a user and of the assistant."""
     prompt = _answer(data, "prompt", origin)
-    return [_pair(asked(data, origin, prompt) if isinstance(prompt, str) else prompt, data, origin)]
+    if not isinstance(prompt, str):
+        return [_pair(prompt, data, origin)]
+    answers = [_answer(data, field, origin) for field in _PAIR_FIELDS]
+    texts = [answer for answer in answers if isinstance(answer, str)]
+    if len(texts) == len(answers) and (rest := without_prompt(prompt, texts)) != texts:
+        # The white space between stood for the border of two turns.
+        answers = [text.lstrip() for text in rest]
+    question = asked(data, origin, prompt)
+    return [compared(question, answers, data, origin, margins=margin_of(data, origin))]
 
 
 def read_preference_sharegpt(data: dict[str, Any], origin: str) -> list[Preference]:
@@ -108,15 +118,16 @@ def read_stack_exchange(data: dict[str, Any], origin: str) -> list[Preference]:
     """A question and two answers, of which ``response_j`` is the better one."""
     prompt = asked(data, origin, text_of(data, "question", origin))
     answers = [_answer(data, field, origin) for field in ("response_j", "response_k")]
-    return [compared(prompt, answers, data, origin, margins=_margin(data, origin))]
+    return [compared(prompt, answers, data, origin, margins=margin_of(data, origin))]
 
 
 def read_ranked(data: dict[str, Any], origin: str) -> list[Preference]:
     """A prompt and a list of answers, best first or with ``ranks`` or ``scores``.
 
     Answers are texts, messages or, as in UltraFeedback, objects with ``response`` and
-    ``overall_score``. Those whose rank or score is null are left out. A prompt that is text is
-    joined with answers that are text as it is; an ``instruction`` is the turn of a user.
+    ``overall_score``. Those whose rank or score is null are left out. Differences of scores are on
+    a scale of their own and become no margins. A prompt that is text is joined with answers that
+    are text as it is; an ``instruction`` is the turn of a user.
     """
     field = next(field for field in ANSWER_FIELDS if field in data)
     items = data[field]
@@ -135,12 +146,9 @@ def read_ranked(data: dict[str, Any], origin: str) -> list[Preference]:
         ranks = list(range(len(items)))
     known = sorted((rank, number) for number, rank in enumerate(ranks) if rank is not None)
     pairs = ranked_pairs([rank for rank, _ in known])
-    margins = None
-    if scores is not None and pairs:
-        margins = tuple(known[worse][0] - known[better][0] for better, worse in pairs)
     answers = [_listed(items[number], field, places[number]) for _, number in known]
     prompt = _answer(data, "prompt", origin) if "prompt" in data else alpaca_question(data, origin)
-    return [compared(prompt, answers, data, origin, pairs=pairs, margins=margins)]
+    return [compared(prompt, answers, data, origin, pairs=pairs)]
 
 
 def compared(
@@ -165,14 +173,22 @@ def compared(
     name = _kind(data)
     kinds = (name,) * len(pairs) if name and pairs else None
     if isinstance(prompt, str | None) and all(isinstance(answer, str) for answer in answers):
+        if isinstance(data.get("system"), str) and data["system"].strip():
+            raise UserError(
+                f"{origin}: field 'system' is no part of plain texts, which go without the chat "
+                "template; give the source format: chat_preference (answers in a list: rename: "
+                "{prompt: instruction}), or rename the field to something else."
+            )
         texts = [str(answer) for answer in answers]
         if prompt is None:
-            prompt, texts = _split_texts(texts)
+            prompt, texts = split_texts(texts)
+        else:
+            texts = without_prompt(prompt, texts)
         group = prompt if prompt.strip() or not texts else texts[0]
         return Preference(prompt, tuple(texts), pairs, margins, origin, group, kinds=kinds)
 
     tools, options = template_values(data, origin)
-    told = [_conversation(prompt, answer) for answer in answers]
+    told = [with_system(_conversation(prompt, answer), data, origin) for answer in answers]
     split = _split_conversations(told)
     if split is None:
         return Preference([], tuple(told), (), None, origin, group="")
@@ -184,8 +200,8 @@ def compared(
 
 
 def _pair(prompt: Answer | None, data: dict[str, Any], origin: str) -> Preference:
-    answers = [_answer(data, field, origin) for field in ("chosen", "rejected")]
-    return compared(prompt, answers, data, origin, margins=_margin(data, origin))
+    answers = [_answer(data, field, origin) for field in _PAIR_FIELDS]
+    return compared(prompt, answers, data, origin, margins=margin_of(data, origin))
 
 
 def _answer(data: dict[str, Any], field: str, origin: str) -> Answer:
@@ -241,37 +257,14 @@ def _split_conversations(told: Sequence[Messages]) -> tuple[Messages, list[Messa
     return shared, [answer[border:] for answer in told]
 
 
-def _split_texts(texts: Sequence[str]) -> tuple[str, list[str]]:
-    """What texts share up to a border of words, and how each goes on; white space goes with it."""
-    shortest = min(map(len, texts))
-    differ = (index for index in range(shortest) if len({text[index] for text in texts}) > 1)
-    border = next(differ, shortest)
-    while border and not all(_begins_word(text, border) for text in texts):
-        border -= 1
-    return texts[0][:border], [text[border:] for text in texts]
-
-
-def _begins_word(text: str, border: int) -> bool:
-    """Whether white space begins there and a word follows."""
-    return (
-        text[border : border + 1].isspace()
-        and not text[border - 1].isspace()
-        and not text[border:].isspace()
-    )
-
-
 def _kind(data: dict[str, Any]) -> str | None:
-    names = (data.get(field) for field in ("kind", "category", "source"))
+    names = (data.get(field) for field in ("kind", "category"))
     return next((name for name in names if isinstance(name, str) and name.strip()), None)
 
 
-def _margin(data: dict[str, Any], origin: str) -> tuple[float, ...] | None:
+def margin_of(data: dict[str, Any], origin: str) -> tuple[float, ...] | None:
+    """The field ``margin``; ``score_chosen`` less ``score_rejected`` is on a scale of its own."""
     margin = _number(data, "margin", origin)
-    if margin is None:
-        better, worse = (
-            _number(data, f"score_{which}", origin) for which in ("chosen", "rejected")
-        )
-        margin = None if better is None or worse is None else better - worse
     return None if margin is None else (margin,)
 
 

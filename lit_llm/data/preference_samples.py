@@ -21,13 +21,14 @@ class PreferenceSamples(Dataset[dict[str, Tensor]]):
     An item is a dict of ``input_ids`` and ``labels`` (n,), the sequences one after the other, with
     label -100 at the prompt; ``lengths`` (K,), the tokens of each sequence; ``pairs`` (p, 2), the
     better and the worse answer of each pair, counted from 0; ``margins`` (p,), how much better, 0
-    where the data does not say; ``source`` () and ``row`` (), which prompt of its table it is. The
-    margins are float32, all else is long. Once the log-probabilities of a reference model are
-    given, there is also ``ref_logprobs`` (K,), float32.
+    where the data does not say; ``source`` () and ``row`` (), which prompt of its table it is;
+    ``group`` (), a number that preferences of one prompt share over all rows. The margins are
+    float32, all else is long. Once the log-probabilities of a reference model are given, there is
+    also ``ref_logprobs`` (K,), float32.
 
     Args:
-        table: Rows with the sequences of a prompt; beside the tokens ``lengths``, ``pairs`` and,
-            where the data has them, ``margins``.
+        table: Rows with the sequences of a prompt; beside the tokens ``lengths``, ``pairs``,
+            ``group`` and, where the data has them, ``margins``.
         source: Index of the source, copied into every item.
     """
 
@@ -52,6 +53,7 @@ class PreferenceSamples(Dataset[dict[str, Tensor]]):
             "margins": torch.tensor(about.get("margins") or [0.0] * len(pairs), dtype=torch.float),
             "source": torch.tensor(self.source),
             "row": torch.tensor(index),
+            "group": torch.tensor(about["group"]),
         }
         if self._reference is not None:
             end = self._ends[index]
@@ -97,9 +99,9 @@ class PreferenceCollator:
     those of a prompt one after the other; ``source`` (B,); ``pairs`` (P, 2), rows of the better and
     the worse answer; and for each pair, (P,): ``pair_weights``, one over the pairs of its prompt,
     so that each prompt counts as one; ``margins``; ``pair_source`` and ``pair_row``, the source and
-    the row in its table; ``pair_index``, which pair of the row it is. ``ref_logprobs`` (N,) are
-    there where all items have them. Weights, margins and log-probabilities are float32, all else is
-    long.
+    the row in its table; ``pair_group``, which prompt it is over all rows; ``pair_index``, which
+    pair of the row it is. ``ref_logprobs`` (N,) are there where all items have them. Weights,
+    margins and log-probabilities are float32, all else is long.
 
     An item without any target (see ``held_out_loader``) has rows and pairs of weight 0.
 
@@ -131,7 +133,7 @@ class PreferenceCollator:
             "margins": torch.cat([item["margins"] for item in items]),
             "pair_index": torch.cat([torch.arange(int(size)) for size in sizes]),
         }
-        for name in ("source", "row"):
+        for name in ("source", "row", "group"):
             values = torch.stack([item[name] for item in items])
             batch[f"pair_{name}"] = values.repeat_interleave(sizes)
         if all("ref_logprobs" in item for item in items):

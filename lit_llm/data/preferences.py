@@ -1,8 +1,8 @@
 """Preferences: what a source of comparisons becomes, whatever its format."""
 
 import dataclasses
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 from lit_llm.data.conversations import FORMATS as SAMPLE_FORMATS
@@ -19,6 +19,7 @@ from lit_llm.data.preference_formats import (
     read_ranked,
     read_stack_exchange,
 )
+from lit_llm.data.preference_texts import check_question
 from lit_llm.data.record_formats import Record
 from lit_llm.data.records import RecordSource, record_fingerprint
 from lit_llm.data.sources import PYTHON_DOCS
@@ -33,11 +34,20 @@ __all__ = [
     "read_preferences",
 ]
 
+
+def _read_texts_or_messages(records: Iterable[Record]) -> Iterator[Preference]:
+    """Records of the format ``preference``; the first one tells whether their prompt is read."""
+    records = iter(records)
+    for first in islice(records, 1):
+        check_question(first.data, first.origin)
+        yield from each(read_preference)(chain([first], records))
+
+
 _COMPARED = (("chosen",), ("rejected",))
 _FORMATS: dict[str, Format[Preference]] = {
     "preference": Format(
         _COMPARED,
-        each(read_preference),
+        _read_texts_or_messages,
         "chosen and rejected, with a prompt or a shared beginning: texts joined as they are "
         "without the chat template, messages through it",
     ),
@@ -102,10 +112,18 @@ def _is_conversation(messages: Any) -> bool:
     return isinstance(first, dict) and first.get("role", first.get("from")) in asking
 
 
+_SINGLE = ("completion", "response", "answer", "output", *MESSAGE_FIELDS)
+
+
 def _lack(data: dict[str, Any]) -> str:
     sample = SAMPLE_FORMATS.fitting(data)
     like = f"; it is of the format {sample}, which recipes/sft.py trains on" if sample else ""
-    return f"holds no comparison of answers{like}"
+    labelled = "label" in data and any(field in data for field in _SINGLE)
+    cure = (
+        "; single answers with a label are not read: pair a good and a bad answer to a prompt as "
+        "chosen and rejected"
+    )
+    return f"holds no comparison of answers{like}{cure if labelled else ''}"
 
 
 FORMATS = FormatTable(

@@ -27,8 +27,11 @@ from lit_llm.data.python_questions import (
     described_functions,
     stable_hash,
 )
+from lit_llm.data.splits import split_position
 
 _NEAREST = 4  # answers of about the same length, of which one is taken
+# Fractions of the splits are multiples of a twentieth more often than not.
+_BUCKETS = 20
 _DRAWS = 16  # orders of the words, of which the most broken one is taken
 # No sentence ends with these.
 _DANGLING = frozenset(
@@ -46,7 +49,7 @@ _ByLength = dict[int, list[DescribedFunction]]  # by the characters of their ans
 def collect_preferences() -> list[Preference]:
     """Collect what each function does, against three wrong answers, in the order of the functions.
 
-    - ``other``: what another function does, of the same module where there are enough, told in
+    - ``other``: what another function of the same split does, told in
       about as many characters.
     - ``truncated``: broken off, in the first sentence or in the one that follows it.
     - ``shuffled``: the words in another order.
@@ -77,7 +80,7 @@ def collect_preferences() -> list[Preference]:
 def collect_parameter_preferences() -> list[Preference]:
     """Collect the parameters of each function, against two wrong lists, in the same order.
 
-    - ``other``: the parameters of another function, of the same module where there are enough.
+    - ``other``: the parameters of another function of the same split.
     - ``near``: one parameter is missing, or one of another function was added.
 
     Groups are those of ``collect_preferences``.
@@ -151,19 +154,31 @@ class _Others:
     ) -> None:
         self.alike = alike
         self.lengths: dict[str, int] = {}
-        self.modules: defaultdict[str, _ByLength] = defaultdict(lambda: defaultdict(list))
-        self.library: _ByLength = defaultdict(list)
+        self.candidates: defaultdict[tuple[int | str, ...], _ByLength] = defaultdict(
+            lambda: defaultdict(list)
+        )
         for function in described:
             length = len(answer(dataclasses.replace(function, qualname=""), kind))
             self.lengths[function.name] = length
-            self.modules[function.module][length].append(function)
-            self.library[length].append(function)
+            for key in self._keys(function):
+                self.candidates[key][length].append(function)
 
     def choose(self, function: DescribedFunction) -> DescribedFunction | None:
-        nearest = self._nearest(function, self.modules[function.module])
-        if len(nearest) < _NEAREST:
-            nearest = self._nearest(function, self.library)
+        nearest: list[DescribedFunction] = []
+        for key in self._keys(function):
+            nearest = self._nearest(function, self.candidates[key])
+            if len(nearest) == _NEAREST:
+                break
         return nearest[stable_hash(function.name, "nearest") % len(nearest)] if nearest else None
+
+    def _keys(self, function: DescribedFunction) -> list[tuple[int | str, ...]]:
+        """Where to look: what comes first is the more alike.
+
+        Functions of one bucket are in one split. Otherwise what is wrong in a test would be what
+        was right in training, and a model that remembers the texts would be taught to fail.
+        """
+        bucket = int(_BUCKETS * split_position(function.group))
+        return [(bucket, function.module), (bucket,), (function.module,), ()]
 
     def _nearest(
         self, function: DescribedFunction, candidates: _ByLength

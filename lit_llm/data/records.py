@@ -75,7 +75,9 @@ class RecordSource(DataSource):
             ``ranked`` (prompt, or instruction for the chat template, with a list of answers, best
             first or with ranks or scores), ``openassistant`` (the ranked answers of its trees).
         rename: Names of fields in the data to the names that the format expects, such as
-            ``{question: instruction, answer: output}``.
+            ``{question: instruction, answer: output}``. Of preferences a field ``kind``, or else
+            ``category``, names groups whose accuracy is told apart: ``{source: kind}`` takes the
+            source of a record for it.
         max_records: Read at most that many records.
     """
 

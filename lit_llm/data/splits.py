@@ -37,12 +37,22 @@ def assign_split(
         UserError: When a fraction is negative or nothing is left for training.
     """
     check_fractions(val_fraction, test_fraction)
-    data = f"{seed}\n{normalized_key(text)}".encode()
-    digest = hashlib.blake2b(data, digest_size=_HASH_BYTES).digest()
-    position = int.from_bytes(digest, "big") / 2 ** (8 * _HASH_BYTES)
+    position = split_position(text, seed)
     if position < test_fraction:
         return "test"
     return "validation" if position < test_fraction + val_fraction else "train"
+
+
+def split_position(text: str, seed: int = 0) -> float:
+    """Where a document stands between 0 and 1: the test split has the lowest, then validation.
+
+    Args:
+        text: Text of the document.
+        seed: Another seed gives another place.
+    """
+    data = f"{seed}\n{normalized_key(text)}".encode()
+    digest = hashlib.blake2b(data, digest_size=_HASH_BYTES).digest()
+    return int.from_bytes(digest, "big") / 2 ** (8 * _HASH_BYTES)
 
 
 @dataclass

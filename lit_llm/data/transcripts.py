@@ -7,7 +7,7 @@ Feedback" (https://arxiv.org/abs/2204.05862).
 import re
 from typing import Any
 
-from lit_llm.data.preference_formats import Messages, Preference, compared
+from lit_llm.data.preference_formats import Messages, Preference, compared, margin_of
 from lit_llm.data.record_formats import text_of
 from lit_llm.errors import UserError
 
@@ -33,7 +33,7 @@ def read_hh(data: dict[str, Any], origin: str) -> list[Preference]:
         if "prompt" in data and not is_transcript(text):
             text = text_of(data, "prompt", origin) + text
         told.append(_messages(text, field, origin))
-    return [compared(None, told, data, origin)]
+    return [compared(None, told, data, origin, margins=margin_of(data, origin))]
 
 
 def _messages(text: str, field: str, origin: str) -> Messages:

@@ -61,9 +61,9 @@ def rate(correct: Tensor, prompts: Tensor) -> Rate:
     analysis of clustered binary data", https://doi.org/10.2307/2532311). The design effect is the
     variance of the share over prompts, k / (k - 1) · Σ_i (y_i - p n_i)² / P², divided by that of
     independent pairs, p (1 - p) / P, where prompt i of k has n_i pairs, y_i of them right. The
-    effective number is kept between the number of prompts and that of pairs; it is that of prompts
-    where all pairs or none are right, which shows no variance. With one pair a prompt this is plain
-    Wilson.
+    effective number is kept between P² / Σ_i n_i², which is right where the pairs of a prompt are
+    all alike, and P; it is the former where all pairs or none are right, which shows no variance.
+    With one pair a prompt this is plain Wilson.
 
     Args:
         correct: 1 for right, 0.5 for a tie, 0 for wrong, (P,); at least one.
@@ -71,11 +71,13 @@ def rate(correct: Tensor, prompts: Tensor) -> Rate:
     """
     share, variance, clusters = _clustered_mean(correct, prompts)
     pairs = len(correct)
-    effective = float(clusters)
+    sizes = torch.unique(prompts, return_counts=True)[1].double()
+    fewest = float(pairs**2 / sizes.square().sum())
+    effective = fewest
     if 0 < share < 1 and clusters > 1:
         # P / design effect; equal shares of all prompts are as good as pairs can be.
         effective = share * (1 - share) / variance if variance > 0 else float(pairs)
-        effective = min(max(effective, clusters), pairs)
+        effective = min(max(effective, fewest), pairs)
     low, high = wilson_interval(share, effective)
     return Rate(share, low, high, pairs, clusters, effective)
 

@@ -18,10 +18,11 @@ _COLUMNS = (
     "source",
     "row",
     "index",
+    "group",
     "margin",
 )
 _SIDES = ("better", "worse")
-_WHOLE = ("better_length", "worse_length", "source", "row", "index")
+_WHOLE = ("better_length", "worse_length", "source", "row", "index", "group")
 
 
 class PairMetrics(Metric):
@@ -71,6 +72,7 @@ class PairMetrics(Metric):
             batch["pair_source"],
             batch["pair_row"],
             batch["pair_index"],
+            batch["pair_group"],
             batch["margins"],
         ]
         columns += [part for value in details.values() for part in (value[better], value[worse])]
@@ -84,7 +86,7 @@ class PairMetrics(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return the columns of all pairs in order, and the mean ``loss`` of a prompt."""
         rows = self.rows if isinstance(self.rows, Tensor) else torch.cat(self.rows)
-        rows = rows[rows[:, -1] > 0].cpu()
+        rows = rows[rows[:, -1] > 0].cpu()  # what fills up batches weighs nothing
         # By source, row and index: a stable sort by each, the most important one last.
         for column in ("index", "row", "source"):
             rows = rows[rows[:, _COLUMNS.index(column)].argsort(stable=True)]
@@ -97,10 +99,14 @@ class PairMetrics(Metric):
 
         There are no means and no pairs when none were added.
         """
-        if not self.update_called or not float(self.prompts):
+        if not self.update_called:
             return {}, None
+        # All ranks have to come here, also one that had nothing but what fills up its batches.
+        found = self.compute()
         # torchmetrics takes single pairs for scalars.
-        columns = {name: column.reshape(-1) for name, column in self.compute().items()}
+        columns = {name: column.reshape(-1) for name, column in found.items()}
+        if not len(columns["better"]):
+            return {}, None
         pairs = ScoredPairs(
             **{
                 name: columns[name].long() if name in _WHOLE else columns[name].float()

@@ -37,6 +37,8 @@ class ScoredPairs:
         row: Which prompt of the source, (P,) long.
         index: Which pair of the prompt, (P,) long.
         margin: Annotated margin, (P,) float; 0 where there is none.
+        group: A number that pairs of one prompt share, (P,) long, also where the prompt stands in
+            several rows; by default every row is a prompt of its own.
         agreement: Share of the heads that prefer the better answer, (P,) float; None for one head.
     """
 
@@ -48,6 +50,7 @@ class ScoredPairs:
     row: Tensor
     index: Tensor
     margin: Tensor
+    group: Tensor | None = None
     agreement: Tensor | None = None
 
     def __len__(self) -> int:
@@ -68,8 +71,9 @@ class ScoredPairs:
     @property
     def prompts(self) -> Tensor:
         """A number for the prompt of each pair, (P,) long."""
-        both = torch.stack([self.source, self.row], dim=1)
-        number: Tensor = torch.unique(both, dim=0, return_inverse=True)[1]
+        rows = torch.stack([self.source, self.row], dim=1)
+        told = rows if self.group is None else self.group[:, None]
+        number: Tensor = torch.unique(told, dim=0, return_inverse=True)[1]
         return number
 
 

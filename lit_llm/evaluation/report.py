@@ -47,6 +47,7 @@ _COLUMNS = (
     "ood/accuracy",
     "rewards/accuracies",
     "rewards/margins",
+    "ood/rewards/accuracies",
     "objective/kl",
 )
 _LEGEND = {
@@ -61,6 +62,7 @@ _LEGEND = {
     "ood/accuracy": "ood: on the second set",
     "rewards/accuracies": "rewards/accuracies: share of held-out pairs in which the better answer "
     "has become likelier by more than the worse one",
+    "ood/rewards/accuracies": "ood: on the second set",
     "objective/kl": "objective/kl: KL(policy || reference) of a sampled answer, in nats",
     "stop_rate": "stop rate: share of generated answers that end by themselves",
     "well_formed_rate": "well formed: those that also have the form of the trained answers",
@@ -173,6 +175,10 @@ def write_report(
         "## Curves",
         "![curves](curves.png)",
     ]
+    verdict = folder / "reward_report.md"
+    if verdict.is_file():
+        headline = verdict.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        parts += ["## Verdict", f"[{headline}]({verdict.name})"]
     if resumed_from is not None:
         parts.append(f"The run was resumed from `{resumed_from}`.")
     samples = _last_samples(folder / "samples.jsonl")

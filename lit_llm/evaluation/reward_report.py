@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lit_llm.evaluation.intervals import Band, Rate, rates_by
 from lit_llm.evaluation.preference_measures import PairMeasures, ScoredPairs, Spread
 from lit_llm.evaluation.reward_plots import plot_reward_report
-from lit_llm.evaluation.reward_verdict import Verdict, judge, percent
+from lit_llm.evaluation.reward_verdict import Verdict, judge, out_of_distribution, percent
 from lit_llm.strategies.checkpoint_io import write_text
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ About = Callable[[int, int], dict[str, Any]]
 """What source and row give: ``prompt``, ``answers``, ``pairs``, and ``kinds`` or None."""
 
 _CHARACTERS = 400
+_KINDS_SHOWN = 20
 _LENGTH_NOTE = (
     "The length-only judge always takes the {} answer, as was right more often in the training "
     "data. A model that is no better has not shown that it reads the answers."
@@ -42,7 +44,8 @@ def write_reward_report(
     statistics: "RewardStatistics | None" = None,
     reference_answers: int | None = None,
     mistakes: int = 10,
-) -> Path:
+    held_out: int | None = None,
+) -> Verdict:
     """Write ``reward_report.md``, ``reward_report.png`` and ``reward_report.json``.
 
     Args:
@@ -54,19 +57,22 @@ def write_reward_report(
         statistics: Mean and standard deviation of the scores as stored with the model.
         reference_answers: How many answers they were measured on; None when it is not known.
         mistakes: How many of the most confident mistakes to show.
+        held_out: How many held-out pairs there are; ``None`` when ``scored`` has them all.
 
     Returns:
-        The path of ``reward_report.md``.
+        The verdict.
     """
     pairs, test, ood = scored["test"], measures["test"], measures.get("ood")
     wrong = _mistakes(pairs, about, labels, mistakes)
-    kinds = {name: _by_kind(one, about) for name, one in scored.items()}
-    verdict = judge(test, ood, kinds["test"])
-    groups = _groups(test, ood, kinds)
-    headline = "fit to drive PPO" if verdict.fit else "NOT fit to drive PPO"
+    named = {name: _kinds(one, about) for name, one in scored.items()}
+    kinds = {n: rates_by(one.correct, one.prompts, named[n]) for n, one in scored.items()}
+    verdict = judge(
+        test, ood, kinds["test"], has_statistics=statistics is not None, held_out=held_out
+    )
+    groups = _groups(test, ood, {n: _kind_rows(one, named[n]) for n, one in scored.items()})
     plot_reward_report(
         folder / "reward_report.png",
-        f"Reward model: {headline}",
+        verdict.headline,
         verdict.fit,
         pairs,
         test,
@@ -74,7 +80,7 @@ def write_reward_report(
         scored.get("ood"),
     )
     parts = [
-        f"# Reward model: {headline}",
+        f"# {verdict.headline}",
         *_verdict(verdict),
         "![measures](reward_report.png)",
         "## Accuracy on held-out pairs",
@@ -110,9 +116,8 @@ def write_reward_report(
         "mistakes": [{k: v for k, v in one.items() if k not in _TEXTS} for one in wrong],
     }
     write_text(folder / "reward_report.json", json.dumps(_finite(numbers), indent=1) + "\n")
-    path = folder / "reward_report.md"
-    write_text(path, "\n\n".join(parts) + "\n")
-    return path
+    write_text(folder / "reward_report.md", "\n\n".join(parts) + "\n")
+    return verdict
 
 
 # ----- what is shown ------------------------------------------------------------------------------
@@ -120,7 +125,8 @@ def write_reward_report(
 _TEXTS = ("prompt", "better", "worse")
 
 
-def _by_kind(pairs: ScoredPairs, about: About) -> dict[str, Rate]:
+def _kinds(pairs: ScoredPairs, about: About) -> list[str]:
+    """The kind of each pair; empty when none has one."""
     known: dict[tuple[int, int], Any] = {}
     kinds = []
     for source, row, index in _places(pairs):
@@ -128,9 +134,14 @@ def _by_kind(pairs: ScoredPairs, about: About) -> dict[str, Rate]:
             known[source, row] = about(source, row)["kinds"]
         found = known[source, row]
         kinds.append("" if found is None else found[index])
-    if not any(kinds):
-        return {}
-    return rates_by(pairs.correct, pairs.prompts, [kind or "of no kind" for kind in kinds])
+    return [kind or "of no kind" for kind in kinds] if any(kinds) else []
+
+
+def _kind_rows(pairs: ScoredPairs, kinds: list[str]) -> dict[str, Rate]:
+    """Accuracy of the largest kinds, and of all others together."""
+    largest = {name for name, _ in Counter(kinds).most_common(_KINDS_SHOWN)}
+    rows = [f"kind {name}" if name in largest else "other kinds" for name in kinds]
+    return rates_by(pairs.correct, pairs.prompts, rows)  # by name: the others come last
 
 
 def _places(pairs: ScoredPairs) -> list[tuple[int, int, int]]:
@@ -147,15 +158,14 @@ def _groups(
         f"always the {test.length.judge} answer": test.length.judge_accuracy,
     }
     if ood is not None:
-        groups["out of distribution (OOD)"] = ood.accuracy
+        groups[out_of_distribution(ood)] = ood.accuracy
     if len(test.by_source) > 1:
         groups |= {f"source {name}": rate for name, rate in test.by_source.items()}
-    groups |= {f"kind {name}": rate for name, rate in kinds["test"].items()}
-    groups |= test.by_length
+    groups |= kinds["test"] | test.by_length
     if ood is not None:
         if len(ood.by_source) > 1:
             groups |= {f"OOD, source {name}": rate for name, rate in ood.by_source.items()}
-        groups |= {f"OOD, kind {name}": rate for name, rate in kinds["ood"].items()}
+        groups |= {f"OOD, {name}": rate for name, rate in kinds["ood"].items()}
     return groups
 
 
@@ -268,7 +278,7 @@ def _scores(test: PairMeasures, ood: PairMeasures | None) -> str:
         "worse answers": test.worse,
     }
     if ood is not None:
-        rows["out of distribution"] = ood.scores
+        rows[_inline(out_of_distribution(ood))] = ood.scores
     lines = [
         "| scores | mean | standard deviation | least | most | not finite |",
         "|---|---:|---:|---:|---:|---:|",
@@ -291,8 +301,8 @@ def _statistics(statistics: "RewardStatistics | None", count: int | None) -> str
     if statistics is None:
         return "There are none: PPO would get raw scores."
     lines = ["| head | mean | standard deviation |", "|---|---:|---:|"]
-    rows = zip(statistics.mean, statistics.std, strict=True)
-    lines += [f"| {n} | {mean:.4f} | {std:.4f} |" for n, (mean, std) in enumerate(rows, start=1)]
+    rows = enumerate(zip(statistics.mean, statistics.std, strict=True), start=1)
+    lines += [f"| {n} | {mean:.4f} | {std:.4f} |" for n, (mean, std) in rows]
     measured = f"Measured on {count:,} reference answers. " if count is not None else ""
     return f"{measured}Aggregation over heads: {statistics.aggregation}.\n\n" + "\n".join(lines)
 

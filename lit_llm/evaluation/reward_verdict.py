@@ -18,6 +18,8 @@ LARGEST_ECE = 0.15
 LARGEST_LENGTH_CORRELATION = 0.5
 # An interval from the variance over prompts needs so many of them before it can be trusted.
 FEWEST_PROMPTS = 30
+# Of fewer pairs of a kind the interval nearly always reaches the coin, which says nothing of it.
+FEWEST_OF_KIND = 30
 # Scores whose standard deviation is so small a part of their size differ by rounding only.
 SMALLEST_SPREAD = 1e-6
 
@@ -36,6 +38,11 @@ class Verdict:
     reasons: list[str]
     cautions: list[str]
 
+    @property
+    def headline(self) -> str:
+        """The verdict in one line."""
+        return f"Reward model: {'fit' if self.fit else 'NOT fit'} to drive PPO"
+
 
 @dataclass(frozen=True)
 class _Finding:
@@ -44,7 +51,12 @@ class _Finding:
 
 
 def judge(
-    test: PairMeasures, ood: PairMeasures | None = None, kinds: Mapping[str, Rate] | None = None
+    test: PairMeasures,
+    ood: PairMeasures | None = None,
+    kinds: Mapping[str, Rate] | None = None,
+    *,
+    has_statistics: bool = True,
+    held_out: int | None = None,
 ) -> Verdict:
     """Judge a reward model by its measures.
 
@@ -52,17 +64,22 @@ def judge(
         test: Measures on held-out pairs.
         ood: Measures on a second set, of another distribution; None when there is none.
         kinds: Accuracy of each kind of held-out pairs, where the data name kinds.
+        has_statistics: Whether mean and standard deviation of the scores are kept with the model.
+        held_out: How many held-out pairs there are, of which ``test`` may be a part; ``None`` when
+            it is all of them.
 
     Returns:
         The verdict: fit only when every check is passed.
     """
     findings = [
         *_accuracy(test),
+        *_part(test, held_out),
         *_kinds(kinds or {}),
         *_length(test),
         *_scores(test),
         *_calibration(test),
         *_ood(ood),
+        *_statistics(has_statistics),
     ]
     failed = [one.text for one in findings if one.passed is False]
     passed = [one.text for one in findings if one.passed]
@@ -73,6 +90,11 @@ def judge(
 def percent(share: float) -> str:
     """A share for people: ``71.3 %``."""
     return f"{100 * share:.1f} %"
+
+
+def out_of_distribution(ood: PairMeasures) -> str:
+    """What to call the second set: by its sources, for it may be nearer than the word says."""
+    return f"out of distribution ({', '.join(ood.by_source)})"
 
 
 def between(rate: Rate) -> str:
@@ -102,6 +124,12 @@ def _accuracy(test: PairMeasures) -> Iterator[_Finding]:
     yield from _swapped(test, "chosen and rejected may be swapped in this source")
 
 
+def _part(test: PairMeasures, held_out: int | None) -> Iterator[_Finding]:
+    scored = test.accuracy.pairs
+    if held_out is not None and scored < held_out:
+        yield _Finding(f"Only {scored:,} of {held_out:,} held-out pairs were scored.", None)
+
+
 def _swapped(measures: PairMeasures, suspicion: str) -> Iterator[_Finding]:
     for name, rate in measures.by_source.items():
         if rate.high < CHANCE:
@@ -112,10 +140,18 @@ def _swapped(measures: PairMeasures, suspicion: str) -> Iterator[_Finding]:
 def _kinds(kinds: Mapping[str, Rate]) -> Iterator[_Finding]:
     # A caution only: a kind is a part of a source, and a model may be of use without it.
     for name, rate in kinds.items():
+        if rate.pairs < FEWEST_OF_KIND:
+            continue
         if rate.high < CHANCE:
             yield _Finding(
                 f"In pairs of kind {name} it is right in {between(rate)} of {rate.pairs:,}: "
                 "there it prefers the worse answer, and PPO would too.",
+                None,
+            )
+        elif rate.low <= CHANCE:
+            yield _Finding(
+                f"In pairs of kind {name} it is right in {between(rate)} of {rate.pairs:,}: "
+                "there it is not certainly better than a coin.",
                 None,
             )
 
@@ -193,7 +229,8 @@ def _ood(ood: PairMeasures | None) -> Iterator[_Finding]:
         yield _Finding(text, None)
         return
     right = ood.accuracy
-    told = f"Out of distribution it is right in {between(right)} of {right.pairs:,} pairs"
+    name = out_of_distribution(ood)
+    told = f"O{name[1:]} it is right in {between(right)} of {right.pairs:,} pairs"
     if right.low > CHANCE:
         yield _Finding(f"{told}.", True)
     else:
@@ -204,3 +241,11 @@ def _ood(ood: PairMeasures | None) -> Iterator[_Finding]:
     yield from _swapped(
         ood, "chosen and rejected may be swapped there, or what was learned turns round"
     )
+
+
+def _statistics(known: bool) -> Iterator[_Finding]:
+    if not known:
+        yield _Finding(
+            "Mean and standard deviation of the scores are not known: PPO would get raw scores.",
+            None,
+        )

@@ -1,9 +1,9 @@
 """Builds, loads, runs and exports transformers models."""
 
+from lit_llm.models.adapter_checks import adapter_heads, check_adapter_folder
 from lit_llm.models.adapters import (
     AdapterConfig,
     add_adapter,
-    check_adapter_folder,
     is_adapted,
     merge_adapter,
     merged_copy,
@@ -24,6 +24,7 @@ from lit_llm.models.forward import (
     supports_fused_head,
 )
 from lit_llm.models.presets import PRESETS, preset_config
+from lit_llm.models.pretrained import pretrained_heads
 from lit_llm.models.reward import (
     RewardEnsemble,
     RewardStatistics,
@@ -44,6 +45,7 @@ __all__ = [
     "RewardEnsemble",
     "RewardStatistics",
     "Vocabulary",
+    "adapter_heads",
     "add_adapter",
     "build_model",
     "build_reward_model",
@@ -62,6 +64,7 @@ __all__ = [
     "merged_copy",
     "output_head",
     "preset_config",
+    "pretrained_heads",
     "read_statistics",
     "resolve_config",
     "save_adapter",

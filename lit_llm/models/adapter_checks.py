@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,64 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lit_llm.errors import UserError
-from lit_llm.models.score_head import is_classifier
+from lit_llm.models.pretrained import one_line
+from lit_llm.models.score_head import HEAD, is_classifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def check_adapter_folder(folder: str | os.PathLike[str]) -> Path:
+    """Says before any loading whether ``merge_adapter`` may find adapters in ``folder``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: It is missing or holds no adapter.
+    """
+    path = Path(folder).expanduser()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (path / name).is_file():
+            raise UserError(f"{str(folder)!r} is no adapter folder of peft: it has no {name}.")
+    return path
+
+
+def adapter_heads(folder: str | os.PathLike[str]) -> int | None:
+    """How many scores the reward model of a peft folder gives; ``None`` for a language model's.
+
+    Args:
+        folder: What ``save_adapter`` or peft wrote.
+
+    Raises:
+        UserError: The folder holds no adapter, or a damaged one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = check_adapter_folder(folder)
+    if read_json(path / "adapter_config.json").get("task_type") != "SEQ_CLS":
+        return None
+    try:
+        with safe_open(path / "adapter_model.safetensors", framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no dict
+                if name.endswith(f".{HEAD}.weight"):
+                    return int(tensors.get_slice(name).get_shape()[0])
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the adapter in {str(folder)!r} is damaged: {one_line(error)}") from error
+    raise UserError(f"the adapter in {str(folder)!r} is a reward model's, but has no {HEAD!r}.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of a peft folder that holds an object.
+
+    Raises:
+        UserError: It cannot be read, or holds something else.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return dict(found)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def check_task(model: PreTrainedModel, folder: Path) -> None:

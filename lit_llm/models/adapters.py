@@ -7,6 +7,7 @@ QLoRA: https://arxiv.org/abs/2305.14314.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import tempfile
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from torch import nn
 
 from lit_llm.errors import UserError
 from lit_llm.models.adapter_checks import (
+    check_adapter_folder,
     check_names,
     check_task,
     check_tied,
     holds_matrix,
     is_tied,
+    read_json,
 )
 from lit_llm.models.build import build_model
 from lit_llm.models.config import BaseModelConfig
@@ -38,8 +41,11 @@ _ADAPTER_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
     "generation_config.json",
+    "reward_statistics.json",
     *TOKENIZER_FILES,
 )
+STATISTICS = ("reward_mean", "reward_std", "reward_aggregation")
+"""Fields that a reward model's config has, in the order of ``RewardStatistics``."""
 
 
 @dataclass
@@ -196,7 +202,7 @@ def merge_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
     """Adds the adapters of a peft folder into the weights of their base model, in place.
 
     The generation config (stop tokens) is taken over where the folder has one. Adapters of a reward
-    model bring its head, so the base model may have any.
+    model bring its head, so the base model may have any, and the statistics of its scores.
 
     Args:
         model: The base model.
@@ -224,23 +230,11 @@ def merge_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Pre
     merged = _merge(adapted)
     if (path / "generation_config.json").is_file():
         merged.generation_config = GenerationConfig.from_pretrained(path)
+    for field in STATISTICS:  # those of the base are of other scores
+        vars(merged.config).pop(field, None)
+    if (path / "reward_statistics.json").is_file():
+        merged.config.update(read_json(path / "reward_statistics.json"))
     return merged
-
-
-def check_adapter_folder(folder: str | os.PathLike[str]) -> Path:
-    """Says before any loading whether :func:`merge_adapter` may find adapters in ``folder``.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: It is missing or holds no adapter.
-    """
-    path = Path(folder).expanduser()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (path / name).is_file():
-            raise UserError(f"{str(folder)!r} is no adapter folder of peft: it has no {name}.")
-    return path
 
 
 def save_adapter(
@@ -250,8 +244,9 @@ def save_adapter(
 ) -> Path:
     """Writes the adapters to a folder that ``peft.PeftModel.from_pretrained`` loads.
 
-    It takes its name only when it is complete. The generation config (stop tokens) goes along, and
-    the embedding of a model that was given new rows (``resize_embeddings``).
+    It takes its name only when it is complete. The generation config (stop tokens) goes along, the
+    embedding of a model that was given new rows (``resize_embeddings``), and the statistics in the
+    config of a reward model.
 
     Args:
         model: A peft model.
@@ -275,6 +270,10 @@ def save_adapter(
         grown = getattr(base, "grown_embedding", False)
         if base.can_generate():
             base.generation_config.save_pretrained(draft)
+        statistics = {name: getattr(base.config, name, None) for name in STATISTICS}
+        if any(statistics.values()):
+            text = json.dumps(statistics, indent=2) + "\n"
+            (draft / "reward_statistics.json").write_text(text, encoding="utf-8")
         peft_model.save_pretrained(draft, save_embedding_layers=grown)
         (draft / "README.md").unlink(missing_ok=True)  # a form, not filled in
         if tokenizer is not None:

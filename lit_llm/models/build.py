@@ -89,14 +89,8 @@ def build_model(
             sequence length, or lacks what the config asks for.
     """
     ids = {"pad": pad_token_id, "bos": bos_token_id, "eos": eos_token_id}
-    hf_config = _loaded_config(config, vocab_size, ids, seq_len)
-    new_head = False
-    if heads is not None:
-        ask_for_heads(hf_config, heads, _name(config))
-        new_head = not (config.pretrained and is_classifier_config(hf_config))
-    elif config.pretrained and is_classifier_config(hf_config):
-        # With a tied embedding it has all that a language model needs, and says nothing sensible.
-        raise UserError(f"{_name(config)} scores texts; give a causal language model.")
+    hf_config = _loaded_config(config, vocab_size, ids, seq_len, heads)
+    new_head = heads is not None and not (config.pretrained and is_classifier_config(hf_config))
     _keep_bars_out_of_logs()
     if config.attn_implementation == BLOCKED:
         register_blocked_attention()
@@ -153,6 +147,7 @@ def resolve_config(
     bos_token_id: int | None = None,
     eos_token_id: int | None = None,
     seq_len: int | None = None,
+    heads: int | None = None,
 ) -> PretrainedConfig:
     """The transformers config of the model that :func:`build_model` would build, without weights.
 
@@ -163,6 +158,7 @@ def resolve_config(
         bos_token_id: Id of the token that begins a text.
         eos_token_id: Id of the token that ends a text.
         seq_len: Longest sequence to be fed.
+        heads: How many scores a reward model gives; ``None`` for a language model.
 
     Returns:
         A config of the caller's own.
@@ -171,7 +167,7 @@ def resolve_config(
         UserError: As for :func:`build_model`, as far as it shows without weights.
     """
     ids = {"pad": pad_token_id, "bos": bos_token_id, "eos": eos_token_id}
-    hf_config = _loaded_config(config, vocab_size, ids, seq_len)
+    hf_config = _loaded_config(config, vocab_size, ids, seq_len, heads)
     text_config = hf_config.get_text_config()
     if vocab_size is not None and text_config.vocab_size < vocab_size:
         text_config.vocab_size = vocab_size
@@ -183,6 +179,7 @@ def _loaded_config(
     vocab_size: int | None,
     ids: dict[str, int | None],
     seq_len: int | None,
+    heads: int | None,
 ) -> PretrainedConfig:
     """The config before the embedding grows, with which the weights of a checkpoint are read."""
     config.validate()
@@ -215,6 +212,11 @@ def _loaded_config(
         )
     if config.dropout is not None:
         _set_dropout(hf_config.get_text_config(), config.dropout)
+    if heads is not None:
+        ask_for_heads(hf_config, heads, _name(config))
+    elif config.pretrained and is_classifier_config(hf_config):
+        # With a tied embedding it has all that a language model needs, and says nothing sensible.
+        raise UserError(f"{_name(config)} scores texts; give a causal language model.")
     return hf_config
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,6 +44,16 @@ def load_config(config: BaseModelConfig) -> PretrainedConfig:
         raise _loading_error(name, error) from error
 
 
+def pretrained_heads(config: BaseModelConfig) -> int | None:
+    """How many scores the model of ``config.pretrained`` gives; ``None`` for a language model.
+
+    Raises:
+        UserError: As for :func:`load_config`.
+    """
+    hf_config = load_config(config)
+    return int(hf_config.num_labels or 1) if is_classifier_config(hf_config) else None
+
+
 def load_model(
     config: BaseModelConfig,
     hf_config: PretrainedConfig,
@@ -69,10 +81,12 @@ def load_model(
         options = options | unpacking_options()
     if quantization is not None:
         options = options | {"quantization_config": _nf4()}
+    new_head = classifier and not is_classifier_config(hf_config)
     try:
-        loaded: Any = auto_class(classifier).from_pretrained(
-            **_source(config), config=hf_config, output_loading_info=True, **options
-        )
+        with _no_load_report() if new_head else nullcontext():
+            loaded: Any = auto_class(classifier).from_pretrained(
+                **_source(config), config=hf_config, output_loading_info=True, **options
+            )
     except (*_LOADING_ERRORS, SafetensorError) as error:
         attention = attention_error(hf_config.model_type, options, error)
         raise attention or _loading_error(name, error) from error
@@ -80,10 +94,10 @@ def load_model(
     lacking, kind = sorted(loaded[1]["missing_keys"]), "causal language"
     if classifier:
         check_head(model)
-        if is_classifier_config(hf_config):
-            kind = "reward"
-        else:
+        if new_head:
             lacking = [key for key in lacking if not key.startswith(f"{HEAD}.")]
+        else:
+            kind = "reward"
     if lacking:  # transformers would leave them random and only warn
         raise UserError(
             f"the weights of {name!r} lack {len(lacking)} tensors that {type(model).__name__} "
@@ -148,7 +162,10 @@ def _check_path(name: str) -> None:
         return
     if not path.exists():
         if name.count("/") > 1 or name.startswith((".", "~", "/")) or "\\" in name:
-            raise UserError(f"the model folder {name!r} does not exist.")
+            raise UserError(
+                f"the model folder {name!r} does not exist; give --model.base.pretrained, or make "
+                "it first with the recipe of the stage before."
+            )
         return
     if not path.is_dir():
         raise UserError(
@@ -167,6 +184,22 @@ def _check_path(name: str) -> None:
         )
     if missing:
         raise UserError(f"{name!r} is no Hugging Face model folder: no {' and no '.join(missing)}.")
+
+
+@contextmanager
+def _no_load_report() -> Iterator[None]:
+    """Keeps transformers from telling that a new head is new, and should be trained.
+
+    What else may be missing is looked at here.
+    """
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _loading_error(name: str, error: Exception) -> UserError:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
-from lit_llm.models.adapters import unwrap
+from lit_llm.models.adapters import STATISTICS, unwrap
 from lit_llm.models.build import build_model
 from lit_llm.models.config import BaseModelConfig
 from lit_llm.models.forward import hidden_states
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 Aggregation = Literal["mean", "min", "mean_minus_std"]
-
-# Fields of a config, in the order of RewardStatistics.
-_STATISTICS = ("reward_mean", "reward_std", "reward_aggregation")
 
 
 def build_reward_model(
@@ -44,7 +41,8 @@ def build_reward_model(
 
     The weights of a causal language model get a new head, normal with a standard deviation of
     ``1 / sqrt(D + 1)`` (Stiennon et al. 2020, https://arxiv.org/abs/2009.01325). A reward model's
-    folder keeps its own.
+    folder keeps its own, but not its statistics: they are not those of a model that is trained on.
+    :func:`load_reward_models` loads a model to be used.
 
     Args:
         config: A causal language model or a reward model, as for :func:`build_model`.
@@ -60,9 +58,12 @@ def build_reward_model(
         UserError: As for :func:`build_model`; or transformers cannot score texts with this
             architecture, or the folder is that of a reward model with other heads.
     """
-    return build_model(
+    model = build_model(
         config, heads=heads, seq_len=seq_len, quantization=quantization, **vocabulary
     )
+    for field in STATISTICS:
+        vars(model.config).pop(field, None)
+    return model
 
 
 def score(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ def write_statistics(model: nn.Module, statistics: RewardStatistics) -> None:
     config = unwrap(model).config
     if len(statistics.mean) != config.num_labels:
         raise ValueError(f"statistics of {len(statistics.mean)} heads, not {config.num_labels}")
-    for field, value in zip(_STATISTICS, asdict(statistics).values(), strict=True):
+    for field, value in zip(STATISTICS, asdict(statistics).values(), strict=True):
         setattr(config, field, value)
 
 
@@ -164,7 +165,7 @@ def read_statistics(config: PretrainedConfig) -> RewardStatistics | None:
     Raises:
         UserError: The config holds a part of it, or what makes no sense.
     """
-    values: list[Any] = [getattr(config, field, None) for field in _STATISTICS]
+    values: list[Any] = [getattr(config, field, None) for field in STATISTICS]
     if all(value is None for value in values):
         return None
     mean, std, aggregation = values
@@ -172,7 +173,7 @@ def read_statistics(config: PretrainedConfig) -> RewardStatistics | None:
     if len(statistics.mean) != config.num_labels:
         raise UserError(
             f"the config holds reward statistics of {len(statistics.mean)} heads for "
-            f"{config.num_labels}; remove {', '.join(_STATISTICS)} from it."
+            f"{config.num_labels}; remove {', '.join(STATISTICS)} from it."
         )
     return statistics
 
@@ -280,7 +281,7 @@ def load_reward_models(
         if not is_classifier_config(hf_config):
             found = " or ".join(hf_config.architectures or [hf_config.model_type])
             raise UserError(f"{str(folder)!r} holds no reward model, but a {found}.")
-        model: nn.Module = build_reward_model(config, heads=int(hf_config.num_labels or 1))
+        model: nn.Module = build_model(config, heads=int(hf_config.num_labels or 1))
         models.append(model.to(device))
     return RewardEnsemble(models, aggregation, batch_size)
 

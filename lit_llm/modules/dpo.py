@@ -6,6 +6,7 @@ Shapes: N answers.
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,13 +28,14 @@ from lit_llm.modules.frozen import tensors_fingerprint
 from lit_llm.modules.preference import Comparison, PreferenceModule
 from lit_llm.modules.reference import (
     answer_log_probs,
+    evaluating,
     load_log_probs,
     part_log_probs,
     save_log_probs,
     token_log_probs,
 )
 from lit_llm.modules.schedules import Schedule
-from lit_llm.rollout.generation import GenerationConfig, generate
+from lit_llm.rollout.generation import GenerationConfig, fit_prompts, generate
 
 
 class DPOModule(PreferenceModule):
@@ -123,6 +125,7 @@ class DPOModule(PreferenceModule):
         self.adapter_off = self.adapter is not None and reference != "precomputed"
         self.kl_prompts = kl_prompts
         self.kl_config = GenerationConfig(kl_max_new_tokens)
+        self._start_path = base.pretrained
         self._start_fingerprint = ""
         self._is_at_start = True
         self._referenced: Any = None
@@ -133,7 +136,7 @@ class DPOModule(PreferenceModule):
         """Judge answers by how much likelier they have become than under the reference."""
         logprobs = answer_log_probs(self.model, batch)
         if self.adapter_off:
-            with torch.no_grad(), self.model.disable_adapter():
+            with torch.no_grad(), evaluating(self.model), self.model.disable_adapter():
                 ref_logprobs = answer_log_probs(self.model, batch)
         else:
             ref_logprobs = batch["ref_logprobs"]
@@ -165,9 +168,17 @@ class DPOModule(PreferenceModule):
 
     def build_bare(self, quantization: Literal["nf4"] | None, **vocabulary: Any) -> Any:
         """Build or load the model, and remember which weights the policy starts from."""
-        model = super().build_bare(quantization, **vocabulary)
+        model = self._build_start(quantization, **vocabulary)
         self._start_fingerprint = tensors_fingerprint(dict(model.state_dict()))
         return model
+
+    def _build_start(self, quantization: Literal["nf4"] | None, **vocabulary: Any) -> Any:
+        if self.base.pretrained is None:
+            return super().build_bare(quantization, **vocabulary)
+        # New rows of a grown embedding are random, and have to be the same when loaded again.
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            return super().build_bare(quantization, **vocabulary)
 
     def on_fit_start(self) -> None:
         """See to the reference before the first batch is read."""
@@ -186,9 +197,26 @@ class DPOModule(PreferenceModule):
         """From here on the model is another one than the reference."""
         self._is_at_start = False
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Tell which model the policy started from."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["start"] = {"path": self._start_path, "fingerprint": self._start_fingerprint}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up a model that is not the reference any more."""
+        """Take up a model that is not the reference any more, but has the one it started from.
+
+        Raises:
+            UserError: The model it started from has changed since.
+        """
         super().on_load_checkpoint(checkpoint)
+        start = checkpoint["start"]
+        if self.base.pretrained is not None and start["fingerprint"] != self._start_fingerprint:
+            raise UserError(
+                f"the checkpoint was trained against another reference than the model in "
+                f"{self.base.pretrained}; give the model it started from "
+                "(model.base.pretrained), or another --output_dir"
+            )
+        self._start_path, self._start_fingerprint = start["path"], start["fingerprint"]
         self._is_at_start = False
 
     def _give_reference(self) -> None:
@@ -197,7 +225,7 @@ class DPOModule(PreferenceModule):
         if self.adapter_off or self._referenced is datamodule:
             return
         parts = datamodule.reference_parts()
-        key = f"{datamodule.identity()['data']} {self._start_fingerprint} {self.trainer.precision}"
+        key = f"{datamodule.cache.key} {self._start_fingerprint} {self.trainer.precision}"
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         path = Path(datamodule.cache_dir).expanduser() / f"reference-{name}.safetensors"
         values = load_log_probs(path)
@@ -245,31 +273,36 @@ class DPOModule(PreferenceModule):
             UserError: The model it started from cannot be loaded again.
         """
         with self.trainer.precision_plugin.forward_context(), torch.random.fork_rng():
-            if self.adapter_off:
-                with self.model.disable_adapter():
+            if self.adapter is not None:
+                with evaluating(self.model), self.model.disable_adapter():
                     yield self.model
-                return
-            if self._is_at_start:
-                modes = {module: module.training for module in self.model.modules()}
-                self.model.eval()
-                try:
+            elif self._is_at_start:
+                with evaluating(self.model):
                     yield self.model
-                finally:
-                    for module, mode in modes.items():
-                        module.training = mode
-                return
-            if self.base.pretrained is None:
-                raise UserError(
-                    "the reference of this run is not on disk, and the model it started from was "
-                    "random: repeat the run from its start (--resume never)"
-                )
-            tokenizer = self.load_tokenizer()
-            start = self._start_fingerprint
-            model = self.build_bare(None, **vocabulary_of(tokenizer))
-            if self._start_fingerprint != start:
-                self._start_fingerprint = start
-                raise UserError(f"the model in {self.base.pretrained} changed while it was trained")
-            yield self.trainer.precision_plugin.convert_module(model.to(self.device).eval())
+            else:
+                yield self._load_start()
+
+    def _load_start(self) -> Any:
+        if self._start_path is None:
+            raise UserError(
+                "the reference of this run is not on disk, and the model it started from was "
+                "random: repeat the run from its start (--resume never)"
+            )
+        base = replace(self.base, pretrained=self._start_path, preset=None, config=None)
+        vocabulary: dict[str, Any] = {}
+        if self.tokenizer_path is not None:
+            vocabulary |= vocabulary_of(self.load_tokenizer())
+        own, self.base = self.base, base
+        try:
+            model = self._build_start(None, **vocabulary)
+        finally:
+            self.base = own
+        if tensors_fingerprint(dict(model.state_dict())) != self._start_fingerprint:
+            raise UserError(
+                f"the model in {self._start_path} is not the one that this run started from; put "
+                "it back, or begin anew (--resume never)"
+            )
+        return self.trainer.precision_plugin.convert_module(model.to(self.device).eval())
 
     # ----- how far the policy has moved ---------------------------------------------------------
 
@@ -287,7 +320,7 @@ class DPOModule(PreferenceModule):
     def _log_kl(self, stage: str, split: str) -> None:
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         # A model that was random at the start cannot be had again.
-        known = self.adapter_off or self._is_at_start or self.base.pretrained
+        known = self.adapter is not None or self._is_at_start or self._start_path
         if not self.kl_prompts or not known:
             return
         questions = datamodule.heldout_questions(split, self.kl_prompts)
@@ -300,17 +333,17 @@ class DPOModule(PreferenceModule):
 
     @torch.no_grad()
     def _sampled_kl(self, prompts: list[list[int]], datamodule: Any) -> Tensor:
-        """Sum over sampled answers of log(policy / reference), k1 of each token; and their number.
-
-        The token that ends an answer is left out.
-        """
+        """Sum over sampled answers of k1, log(policy / reference); and how many answers."""
         total = torch.zeros(2, device=self.device)
+        # Scored after the very prompts they are sampled after.
+        prompts, _ = fit_prompts(self.model, prompts, self.kl_config.max_new_tokens)
         responses = generate(
             self.model,
             prompts,
             self.kl_config,
             pad_token_id=datamodule.pad_token_id,
             stop_token_ids=datamodule.stop_token_ids,
+            keep_stop_token=True,
         )
         items = [
             {
@@ -319,7 +352,6 @@ class DPOModule(PreferenceModule):
                 "source": torch.tensor(0),
             }
             for prompt, response in zip(prompts, responses, strict=True)
-            if response.ids
         ]
         total[1] = len(responses)
         if not items:

@@ -50,6 +50,8 @@ class ModelModule(BaseModule):
 
     reads_chats = True
     """Whether the tokenizer needs a chat template and a padding token of its own."""
+    scores_texts = False
+    """Whether the model scores whole texts, by ``heads``, in place of predicting tokens."""
 
     def __init__(
         self,

@@ -4,16 +4,29 @@ Legend: B prompts of a batch, K answers of a prompt.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_llm.data.preference_samples import PreferenceSamples
 from lit_llm.errors import UserError
 from lit_llm.models.forward import causal_lm_log_probs
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without dropout; afterwards every module has its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def answer_log_probs(model: Any, batch: dict[str, Tensor]) -> Tensor:

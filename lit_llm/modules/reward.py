@@ -3,6 +3,7 @@
 Shapes: N answers, T sequence, H heads, P pairs.
 """
 
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -61,9 +62,7 @@ class RewardModule(PreferenceModule):
         UserError: For a value that makes no sense.
     """
 
-    score_mean: Tensor
-    score_std: Tensor
-    reference_answers: Tensor
+    scores_texts = True
 
     def __init__(
         self,
@@ -110,9 +109,12 @@ class RewardModule(PreferenceModule):
         self.margin = margin
         self.centring = centring
         self.label_smoothing = label_smoothing
-        self.register_buffer("score_mean", torch.zeros(heads))
-        self.register_buffer("score_std", torch.ones(heads))
-        self.register_buffer("reference_answers", torch.zeros((), dtype=torch.long))
+        # Plain numbers: buffers would be rounded to the precision of the weights.
+        self.statistics: RewardStatistics | None = None
+        """Mean and standard deviation of each head's scores; None before the first validation."""
+        self.reference_answers = 0
+        """How many answers they were measured on."""
+        self._measured_at = -1
         self._moments = torch.zeros(0)
 
     def build_bare(self, quantization: Literal["nf4"] | None, **vocabulary: Any) -> Any:
@@ -124,13 +126,6 @@ class RewardModule(PreferenceModule):
             quantization=quantization,
             **vocabulary,
         )
-
-    @property
-    def statistics(self) -> RewardStatistics | None:
-        """Mean and standard deviation of each head; None before the first validation."""
-        if not int(self.reference_answers):
-            return None
-        return RewardStatistics(self.score_mean.tolist(), self.score_std.tolist(), self.aggregation)
 
     def exported_model(self) -> Any:
         """The reward model with its statistics in the config, adapters merged into a copy."""
@@ -160,10 +155,11 @@ class RewardModule(PreferenceModule):
 
     def _aggregated(self, scores: Tensor) -> Tensor:
         """What PPO will see of scores (N, H), but in the units of the loss (logits of a pair)."""
-        statistics = RewardStatistics(
-            self.score_mean.tolist(), self.score_std.tolist(), self.aggregation
+        known = self.statistics or RewardStatistics(
+            [0.0] * self.heads, [1.0] * self.heads, self.aggregation
         )
-        return standardised(scores, statistics) * self.score_std.mean() + self.score_mean.mean()
+        mean, std = (sum(values) / self.heads for values in (known.mean, known.std))
+        return standardised(scores, known) * std + mean
 
     def measures(self, sums: dict[str, float]) -> dict[str, float]:
         """Loss (nats a prompt), accuracy and margin, and the mean score of either side."""
@@ -194,8 +190,24 @@ class RewardModule(PreferenceModule):
             return
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
-        self.score_mean.copy_(mean)
         # Scores that are all the same are left as they are, rather than divided by 0.
-        self.score_std.copy_(torch.where(std > 1e-6, std, 1.0))
-        self.reference_answers.copy_(count[0])
+        kept = torch.where(std > 1e-6 * mean.abs().clamp(min=1), std, 1.0)
+        self.statistics = RewardStatistics(mean.tolist(), kept.tolist(), self.aggregation)
+        self.reference_answers = int(count[0])
+        self._measured_at = self.global_step
         self.log("val/score_std", std.mean())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the statistics, if they are those of these weights."""
+        super().on_save_checkpoint(checkpoint)
+        if self.statistics is not None and self._measured_at == self.global_step:
+            checkpoint["reward_statistics"] = asdict(self.statistics)
+            checkpoint["reference_answers"] = self.reference_answers
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the statistics up again."""
+        super().on_load_checkpoint(checkpoint)
+        kept = checkpoint.get("reward_statistics")
+        self.statistics = None if kept is None else RewardStatistics(**kept)
+        self.reference_answers = checkpoint.get("reference_answers", 0)
+        self._measured_at = checkpoint["global_step"]

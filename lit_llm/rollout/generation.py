@@ -66,7 +66,7 @@ class Response(NamedTuple):
     """What a model answered.
 
     Attributes:
-        ids: The sampled tokens, without the stop token and what follows it.
+        ids: The sampled tokens, without the stop token (unless it was asked for) and what follows.
         stopped: Whether a stop token was sampled; otherwise the answer was cut off.
     """
 
@@ -83,6 +83,7 @@ def generate(
     stop_token_ids: Sequence[int],
     batch_size: int = 8,
     seed: int = 0,
+    keep_stop_token: bool = False,
 ) -> list[Response]:
     """Continue prompts in batches of similar length, with a key-value cache.
 
@@ -100,6 +101,7 @@ def generate(
         stop_token_ids: Tokens that end a response. Stop tokens within the prompt do not count.
         batch_size: Prompts to continue at once.
         seed: Seed of the sampling.
+        keep_stop_token: Leave the token that ended a response at its end.
 
     Returns:
         One response a prompt, in the order of the prompts.
@@ -109,7 +111,7 @@ def generate(
     """
     if batch_size < 1:
         raise UserError(f"generation: batch_size must be at least 1, got {batch_size}")
-    kept, new = _fit(model, prompts, config.max_new_tokens)
+    kept, new = fit_prompts(model, prompts, config.max_new_tokens)
     settings = _settings(config, new, pad_token_id, stop_token_ids)
     responses: dict[int, Response] = {}
     # The longest first, so that a batch that does not fit into memory fails at once.
@@ -119,7 +121,7 @@ def generate(
             batch = order[first : first + batch_size]
             output = _run(model, [kept[index] for index in batch], settings)
             for index, row in zip(batch, output.tolist(), strict=True):
-                responses[index] = _cut(row, stop_token_ids)
+                responses[index] = _cut(row, stop_token_ids, keep_stop_token)
     return [responses[index] for index in range(len(kept))]
 
 
@@ -151,7 +153,7 @@ def stream(
     Raises:
         UserError: The prompt is empty.
     """
-    (kept,), new = _fit(model, [prompt], config.max_new_tokens)
+    (kept,), new = fit_prompts(model, [prompt], config.max_new_tokens)
     settings = _settings(config, new, pad_token_id, stop_token_ids)
     streamer, stops = _Streamer(), set(stop_token_ids)
 
@@ -204,10 +206,22 @@ class _Streamer:
         return torch.full((input_ids.shape[0],), self.cancelled, device=input_ids.device)
 
 
-def _fit(
+def fit_prompts(
     model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> tuple[list[list[int]], int]:
-    """Cut prompts, and the length of the responses, to the model's positions."""
+    """Cut prompts, and the length of the responses, to the model's positions.
+
+    Args:
+        model: A transformers causal language model, possibly wrapped by peft.
+        prompts: Token ids of each prompt.
+        max_new_tokens: Most tokens to add.
+
+    Returns:
+        The ends of the prompts that leave room, and how many tokens are added at most.
+
+    Raises:
+        UserError: A prompt is empty, or the model has no room for any token.
+    """
     for index, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise UserError(f"generation: prompt {index} is empty; give at least one token")
@@ -291,8 +305,9 @@ def _aside(model: Any, seed: int) -> Iterator[None]:
             module.training = mode
 
 
-def _cut(row: list[int], stop_token_ids: Sequence[int]) -> Response:
+def _cut(row: list[int], stop_token_ids: Sequence[int], keep_stop_token: bool) -> Response:
     """Truncate at the first stop token, whatever follows it."""
     stops = set(stop_token_ids)
     end = next((place for place, token in enumerate(row) if token in stops), None)
-    return Response(row[:end], end is not None)
+    kept = end + 1 if end is not None and keep_stop_token else end
+    return Response(row[:kept], end is not None)

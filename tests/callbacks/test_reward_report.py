@@ -1,16 +1,20 @@
 """The report of a reward model in real test loops, on one rank and on two."""
 
 import json
+import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from lit_llm.callbacks import reward_report as callbacks
 from lit_llm.callbacks.reward_report import RewardReport
 from lit_llm.errors import UserError
 from lit_llm.evaluation import reward_report
 from lit_llm.evaluation.preference_measures import ScoredPairs
+from lit_llm.evaluation.reward_verdict import Verdict
 
 COUNT = 12
 
@@ -49,10 +53,14 @@ class Module(LightningModule):
 class Data(LightningDataModule):
     source_labels = ("docs",)
 
-    def __init__(self, sets=1) -> None:
+    def __init__(self, sets=1, held_out=COUNT) -> None:
         super().__init__()
         self.sets = sets
         self.asked = []
+        self.ood_sources = ["second"] * (sets - 1)
+        pairs = [held_out, 0, *[1000] * (sets - 1)]  # of sources, of val_sources, of the second set
+        counts = [SimpleNamespace(splits={"test": {"pairs": own}}) for own in pairs]
+        self.cache = SimpleNamespace(counts=counts)
 
     def test_dataloader(self):
         loaders = [DataLoader(torch.arange(COUNT), batch_size=4) for _ in range(self.sets)]
@@ -67,8 +75,8 @@ class Data(LightningDataModule):
         return {"prompt": "Why?", "answers": texts, "pairs": [[0, 1]], "kinds": None}
 
 
-def trainer_of(tmp_path, callback, **options):
-    return Trainer(
+def trainer_of(tmp_path, callback, steps=1, **options):
+    trainer = Trainer(
         default_root_dir=tmp_path,
         callbacks=[callback],
         accelerator="cpu",
@@ -78,6 +86,10 @@ def trainer_of(tmp_path, callback, **options):
         enable_model_summary=False,
         **{"devices": 1} | options,
     )
+    progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress
+    progress.optimizer.step.total.completed = steps
+    assert trainer.global_step == steps
+    return trainer
 
 
 def test_the_test_s_result_holds_the_measures_and_the_folder_the_report(tmp_path):
@@ -142,6 +154,39 @@ def test_without_pairs_there_is_a_warning_and_no_report(tmp_path):
     with pytest.warns(UserWarning, match="no held-out pairs were scored"):
         trainer.test(Nothing(), datamodule=Data(), verbose=False)
     assert not list(tmp_path.glob("reward_report*"))
+
+
+def test_a_model_that_is_not_trained_is_measured_but_not_judged(tmp_path, caplog):
+    trainer = trainer_of(tmp_path, RewardReport(), steps=0)
+    with caplog.at_level(logging.INFO):
+        (result,) = trainer.test(Module(), datamodule=Data(), verbose=False)
+    assert "test/ece" in result and "test/accuracy_low" in result
+    assert not list(tmp_path.glob("reward_report*"))
+    assert "PPO" not in caplog.text
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize(("sets", "limit"), [(1, 2), (2, 2), (2, 1.0)])
+def test_a_part_of_the_held_out_pairs_is_told(tmp_path, sets, limit):
+    trainer = trainer_of(tmp_path, RewardReport(), limit_test_batches=limit)
+    trainer.test(Module(), datamodule=Data(sets), verbose=False)
+    page = (tmp_path / "reward_report.md").read_text()
+    assert ("- Only 8 of 12 held-out pairs were scored." in page) == (limit == 2)
+    assert page.count("Only ") == (limit == 2)
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_the_verdict_is_printed_with_what_failed(tmp_path, caplog, monkeypatch):
+    def told(fit):
+        verdict = Verdict(fit, ["It is right.", "It is long."], ["Take care."])
+        monkeypatch.setattr(callbacks, "write_reward_report", lambda *_: verdict)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            trainer_of(tmp_path, RewardReport()).test(Module(), datamodule=Data(), verbose=False)
+        return caplog.messages
+
+    assert "Reward model: NOT fit to drive PPO\n- It is right.\n- It is long." in told(False)
+    assert "Reward model: fit to drive PPO" in told(True)
 
 
 @pytest.mark.parametrize(("name", "value", "least"), [("mistakes", -1, 0), ("bins", 0, 1)])

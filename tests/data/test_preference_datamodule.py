@@ -169,11 +169,19 @@ def test_the_pairs_of_a_prompt_come_together_and_weigh_one(make: Any) -> None:
             assert float(batch["pair_weights"][own].sum()) == pytest.approx(1.0)
             assert int(own.sum()) in (1, 5)
             assert batch["pair_index"][own].tolist() == list(range(int(own.sum())))
-            if int(own.sum()) == 5:  # the two that are equally good make no pair
-                assert sorted(batch["margins"][own].tolist()) == [1.5, 1.5, 1.5, 3.0, 3.0]
+            assert not batch["margins"].any()  # scores are none
         assert data.count_targets(batch) == 3 == len(batch["source"])
         assert batch["num_targets"] == 3
     assert sorted(rows) == list(range(18))
+
+
+def test_margins_come_with_the_pairs(make: Any) -> None:
+    texts = {"chosen": "a", "rejected": "b"}
+    margins = {"q": 1.5, "r": None, "s": -2.0}
+    records = [{"prompt": word, **texts, "margin": own} for word, own in margins.items()]
+    (batch,) = make(records, micro_batch_size=3).train_dataloader()
+    found = dict(zip(batch["pair_row"].tolist(), batch["margins"].tolist(), strict=True))
+    assert found == {0: 1.5, 1: 0.0, 2: -2.0}
 
 
 # ----- order ----------------------------------------------------------------------------------
@@ -274,6 +282,24 @@ def test_the_state_is_refused_by_another_run(make: Any) -> None:
     make(records, group_by_length=False, micro_batch_size=2).load_state_dict(plain.state_dict())
 
 
+def test_another_second_test_leaves_what_is_trained_on(make: Any) -> None:
+    records, settings = many(60), {"test_fraction": 0.3}
+    data = make(records, ood_sources=[many(9, "o")], **settings)
+    read(data, 2)
+    state = data.state_dict()
+    for change in ({}, {"ood_sources": [many(8, "p")]}):
+        other = make(records, **settings, **change)
+        other.load_state_dict(state)
+        assert same(other.first_batch(), data.first_batch())
+        # What is kept for all the data, such as a reference's log-probabilities, is another.
+        assert other.identity() != data.identity()
+    for change in ({"val_fraction": 0.1}, {"test_fraction": 0.2}, {"val_sources": [many(3, "v")]}):
+        with pytest.raises(UserError, match="another data"):
+            make(records, ood_sources=[many(9, "o")], **{**settings, **change}).load_state_dict(
+                state
+            )
+
+
 # ----- held-out data --------------------------------------------------------------------------
 
 
@@ -315,7 +341,7 @@ def test_a_second_test_has_a_loader_of_its_own(make: Any) -> None:
 
 
 def test_a_second_test_needs_a_first_one(make: Any) -> None:
-    with pytest.raises(UserError, match="give a test_fraction above 0"):
+    with pytest.raises(UserError, match=r"above 0, or .* \(--data.ood_sources null\)"):
         make(many(10), ood_sources=[many(3, "o")])
     data = make(many(60), test_fraction=0.3, ood_sources=[many(60)])
     with pytest.raises(UserError, match="nothing of ood_sources is left to test .*60 repeated"):

@@ -62,7 +62,8 @@ def test_text_is_taken_as_it_is(read):
     assert found == Preference(
         "The sky is", (" blue.", ""), ((0, 1),), None, found.origin, group="The sky is"
     )
-    # Even where an answer repeats the prompt or is the same as the other.
+    # Even where one answer only repeats the prompt or is the same as the other.
+    assert content(read(pair("A A", "B", prompt="A"))) == ("A", "A A", "B")
     assert content(read(pair("A A", "A", prompt="A"))) == ("A", "A A", "A")
     assert content(read(pair("x", "x", prompt="A"))) == ("A", "x", "x")
 
@@ -92,6 +93,70 @@ def test_text_without_a_prompt_shares_whole_words(read, chosen, rejected, prompt
     assert content(found) == (prompt, chosen[len(prompt) :], rejected[len(prompt) :])
     # Without a question, preferences of one answer stay together.
     assert found.group == (prompt or chosen)
+
+
+def test_a_prompt_that_all_texts_repeat_is_taken_off(read):
+    found = read(pair("Why?\nSo.", "Why?\nNo.", prompt="Why?"))
+    assert content(found) == ("Why?", "\nSo.", "\nNo.")
+    found = read({"prompt": "Why?", "answers": ["Why? a", "Why? b", "Why? c"]})
+    assert (found.prompt, found.answers) == ("Why?", (" a", " b", " c"))
+    assert content(read(pair(" a", " b", prompt=" "))) == (" ", " a", " b")
+    # In turns of their own no white space is left before the answers.
+    told = read(pair("Why?\nSo.", "Why?\nNo.", prompt="Why?"), format="chat_preference")
+    assert content(told) == ([user("Why?")], [bot("So.")], [bot("No.")])
+    told = read(pair("\nWhy?", "No.", prompt="Why?"), format="chat_preference")
+    assert content(told) == ([user("Why?")], [bot("\nWhy?")], [bot("No.")])
+
+
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [
+        (pair("blue", "green", question="Which?"), "question"),
+        (pair("blue", "green", query="Which?", prompt=None), "query"),
+        (pair("blue", "green", system="s", question="Which?"), "question"),
+        (pair("blue", "green", question=" ", input="Which?"), "input"),
+        (pair("blue", "green", context="Which?"), "context"),
+        (pair("blue", "green", user="Which?"), "user"),
+        # Two answers may begin with the same word.
+        (pair("The sky is blue", "The sea is", question="Which?"), "question"),
+    ],
+)
+def test_a_question_that_would_not_be_read_is_refused(error_of, record, field):
+    assert error_of(record).startswith(
+        f"field {field!r} looks like the prompt, which the format preference takes from a field "
+        f"'prompt' only; give the source rename: {{{field}: prompt}} (and for a chat model "
+        "format: chat_preference)"
+    )
+
+
+def test_a_question_in_the_shared_beginning_is_read(read, tmp_path):
+    record = pair("Q: Why? A: So.", "Q: Why? A: No.", question="Why?", user="7")
+    assert content(read(record))[0] == "Q: Why? A:"
+    assert content(read(pair("a", "b", prompt="q", question="Why?"))) == ("q", "a", "b")
+    assert content(read(pair("a", "b", question=["x"]))) == ("", "a", "b")
+    # What the first record shows is taken for all.
+    file = tmp_path / "b.jsonl"
+    file.write_bytes(jsonl(record, pair("a", "b", question="Why?")))
+    prompts = [found.prompt for found in read_preferences(RecordSource(str(file)))]
+    assert prompts == ["Q: Why? A:", ""]
+
+
+def test_a_system_text_is_never_dropped(read, error_of):
+    plain = pair("a", "b", prompt="q", system="s")
+    for record in (plain, {"prompt": "q", "answers": ["a", "b"], "system": "s"}):
+        assert error_of(record).startswith(
+            "field 'system' is no part of plain texts, which go without the chat template; give "
+            "the source format: chat_preference (answers in a list: rename: {prompt: instruction})"
+        )
+    assert content(read(plain | {"system": " "})) == ("q", "a", "b")
+    wanted = ([system("s"), user("q")], [bot("a")], [bot("b")])
+    assert content(read(plain, format="chat_preference")) == wanted
+    asked = plain | {"prompt": [user("q")]}
+    assert content(read(asked)) == content(read(asked, format="chat_preference")) == wanted
+    whole = pair([user("q"), bot("a")], [user("q"), bot("b")], system="s")
+    assert content(read(whole)) == content(read(whole | {"prompt": [user("q")]})) == wanted
+    own = pair(*([system("t"), *whole[name]] for name in ("chosen", "rejected")), system="s")
+    assert content(read(own))[0] == [system("t"), user("q")]
 
 
 # --- preference: messages
@@ -194,9 +259,9 @@ def test_text_and_messages(read):
     [
         ({"margin": 2}, 2.0),
         ({"margin": "0.5"}, 0.5),
-        ({"score_chosen": 7.5, "score_rejected": 9}, -1.5),
-        ({"margin": 1, "score_chosen": 7.5, "score_rejected": 9}, 1.0),
-        ({"score_chosen": 7.5}, None),
+        # Scores are on a scale of their own.
+        ({"score_chosen": 7.5, "score_rejected": 9}, None),
+        ({"margin": -1, "score_chosen": 7.5, "score_rejected": 9}, -1.0),
         ({"margin": None}, None),
         ({"margin": float("nan")}, None),
         ({"margin": ""}, None),
@@ -214,8 +279,8 @@ def test_margin(read, more, margin):
     [
         ({"kind": "k", "category": "c", "source": "s"}, "k"),
         ({"kind": 3, "category": "c", "source": "s"}, "c"),
-        ({"kind": None, "category": " ", "source": "s"}, "s"),
-        ({"source": ["s"]}, None),
+        ({"kind": None, "category": " ", "source": "s"}, None),
+        ({"category": ["s"]}, None),
         ({}, None),
     ],
 )
@@ -232,7 +297,6 @@ def test_chat_preference(read):
     found = read(record, format="chat_preference")
     assert content(found) == ([system("s"), user("q")], [bot("a")], [bot("b")])
     assert found.group == "q"
-    assert content(read(record)) == ("q", "a", "b")
     chat = pair([bot("a")], "b", prompt=[user("q")])
     assert content(read(chat, format="chat_preference")) == ([user("q")], [bot("a")], [bot("b")])
 
@@ -304,7 +368,7 @@ def test_hh_with_a_prompt(read):
 
 @pytest.mark.parametrize("field", ["answers", "responses", "completions"])
 def test_best_first(read, field):
-    found = read({"prompt": "q", field: ["a", "b", "c"], "source": "s"})
+    found = read({"prompt": "q", field: ["a", "b", "c"], "kind": "s"})
     assert (found.prompt, found.answers) == ("q", ("a", "b", "c"))
     assert found.pairs == ((0, 1), (0, 2), (1, 2))
     assert (found.margins, found.kinds, found.group) == (None, ("s",) * 3, "q")
@@ -318,7 +382,7 @@ def test_ranks_and_scores(read):
     assert found.margins is None
     found = read(record | {"scores": [0.5, 4, None, 4]})
     assert found.answers == ("b", "d", "a")
-    assert (found.pairs, found.margins) == (((0, 2), (1, 2)), (3.5, 3.5))
+    assert (found.pairs, found.margins) == (((0, 2), (1, 2)), None)
     # Ranks are the word of people, and the scores are left.
     found = read(record | {"scores": [1, 2, 3, 4], "ranks": [None, 2, 1, None]})
     assert (found.answers, found.pairs, found.margins) == (("c", "b"), ((0, 1),), None)
@@ -356,7 +420,7 @@ def test_ultrafeedback(read):
     ]
     found = read({"source": "flan", "instruction": "q", "completions": completions})
     assert (found.prompt, found.answers) == ([user("q")], ([bot("b")], [bot("a")]))
-    assert (found.pairs, found.margins, found.kinds) == (((0, 1),), (1.5,), ("flan",))
+    assert (found.pairs, found.margins, found.kinds) == (((0, 1),), None, None)
 
 
 # --- errors

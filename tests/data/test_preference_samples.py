@@ -16,14 +16,14 @@ ROWS = [
     (
         [5, 6, EOS, 5, 7, 8, EOS],
         [0, 1, 1, 0, 1, 1, 1],
-        {"lengths": [3, 4], "pairs": [[1, 0]], "kinds": ["other"]},
+        {"lengths": [3, 4], "pairs": [[1, 0]], "kinds": ["other"], "group": 20},
     ),
     (
         [3, 4, 3, 5, EOS, 3, 6],
         [0, 1, 0, 1, 1, 0, 1],
-        {"lengths": [2, 3, 2], "pairs": [[0, 1], [2, 1]], "margins": [0.5, 2]},
+        {"lengths": [2, 3, 2], "pairs": [[0, 1], [2, 1]], "margins": [0.5, 2], "group": 21},
     ),
-    ([4, EOS, 4, 8], [0, 1, 0, 1], {"lengths": [2, 2], "pairs": [[0, 1]]}),
+    ([4, EOS, 4, 8], [0, 1, 0, 1], {"lengths": [2, 2], "pairs": [[0, 1]], "group": 20}),
 ]
 
 
@@ -58,6 +58,7 @@ def test_items_by_hand(samples):
         "margins": [0.5, 2.0],
         "source": 4,
         "row": 1,
+        "group": 21,
     }
     assert lists(samples[0])["margins"] == [0.0]
     assert dtypes(samples[1], torch.float32) == {"margins"}
@@ -103,6 +104,7 @@ def test_batch_by_hand(samples):
         "margins": [0.5, 2.0, 0.0],
         "pair_source": [4, 4, 4],
         "pair_row": [1, 1, 0],
+        "pair_group": [21, 21, 20],
         "pair_index": [0, 1, 0],
     }
     floats = {"pair_weights", "margins"}
@@ -140,6 +142,7 @@ def test_many_pairs_weigh_as_one_prompt():
         "margins": torch.zeros(len(pairs)),
         "source": torch.tensor(0),
         "row": torch.tensor(0),
+        "group": torch.tensor(0),
     }
     batch = PreferenceCollator(PAD)([item] * 30)
     assert batch["pair_weights"].shape == (30 * 45,)

@@ -82,7 +82,7 @@ def test_samples_for_fine_tuning_are_no_preferences(source, data, format):
     sentence = error_of(read_preferences, source(data))
     assert sentence.startswith(
         "a.jsonl:1: holds no comparison of answers; it is of the format "
-        f"{format}, which recipes/sft.py trains on; its fields are: "
+        f"{format}, which recipes/sft.py trains on; "
     )
     assert "preference (chosen, rejected), chat_preference (prompt, chosen, rejected)" in sentence
     assert "stack_exchange (question, response_j, response_k)" in sentence
@@ -97,6 +97,17 @@ def test_a_record_of_no_format(source):
     assert sentence.startswith(
         "a.jsonl:2: field 'rejected' is null, which the format preference needs"
     )
+
+
+def test_single_answers_with_a_label_are_told_how_to_pair(source):
+    record = {"prompt": "q", "completion": "a"}
+    cure = (
+        "single answers with a label are not read: pair a good and a bad answer to a prompt as "
+        "chosen and rejected; its fields are"
+    )
+    assert cure in error_of(read_preferences, source(record | {"label": True}))
+    assert cure in error_of(read_preferences, source({"response": "a", "label": 0}))
+    assert "label" not in error_of(read_preferences, source(record))
 
 
 @pytest.mark.parametrize("data", [BOTH | {"prompt": "q"}, {"response_j": "a", "response_k": "b"}])

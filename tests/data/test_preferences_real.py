@@ -77,12 +77,13 @@ def test_hh():
 
 
 def test_text_and_its_kinds():
-    found = preferences("qa_correct_vs_incorrect.jsonl.gz")
+    renamed = {"rename": {"source": "kind"}}
+    found = preferences("qa_correct_vs_incorrect.jsonl.gz", **renamed)
     kinds = Counter(kind for told in found for kind in told.kinds)
     assert kinds.most_common(3) == [("qasc", 5191), ("cosmosqa", 5166), ("multirc", 1621)]
     assert found[0].answers == ("monthly.", "once a minute.")
     assert found[0].prompt.endswith("travel to other countries to meet their leaders?")
-    chat = preferences("qa_correct_vs_incorrect.jsonl.gz", format="chat_preference")
+    chat = preferences("qa_correct_vs_incorrect.jsonl.gz", format="chat_preference", **renamed)
     assert texts(chat[0]) == ([found[0].prompt], ["monthly.", "once a minute."])
     assert chat[0].kinds == found[0].kinds == ("mctaco_frequency",)
 

@@ -14,6 +14,7 @@ from lit_llm.data import python_questions
 from lit_llm.data.python_docs import FunctionDoc
 from lit_llm.data.python_preferences import collect_parameter_preferences, collect_preferences
 from lit_llm.data.python_questions import ANSWER_FORMATS, collect_conversations
+from lit_llm.data.splits import assign_split
 
 NO_PARAMETERS = "It takes no parameters."
 GARDEN = [
@@ -137,7 +138,7 @@ def test_another_function_does_something_else(described):
     for preference in described:
         purpose = answers(preference)[0].partition(": ")[2]
         functions[purpose].append(preference)
-    same_module = 0
+    same_split = 0
     for preference in described:
         right, wrong = answers(preference)
         name, _, purpose = wrong["other"].partition(": ")
@@ -147,9 +148,10 @@ def test_another_function_does_something_else(described):
         assert preference.group not in {other.group for other in told}
         last = preference.origin.rpartition(".")[2]
         assert {other.origin.rpartition(".")[2].lower() for other in told} != {last.lower()}
-        modules = {other.origin.partition(":")[2].split(".")[0] for other in told}
-        same_module += preference.origin.partition(":")[2].split(".")[0] in modules
-    assert same_module > 0.8 * len(described)
+        # What is wrong in a test must not be what was right in training.
+        splits = {assign_split(other.group, test_fraction=0.1) for other in told}
+        same_split += assign_split(preference.group, test_fraction=0.1) in splits
+    assert same_split == len(described)
     pairs = of_kind(described, "other")
     assert sum(abs(len(a) - len(b)) for a, b in pairs) < 10 * len(pairs)
 

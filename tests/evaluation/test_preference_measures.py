@@ -295,7 +295,7 @@ def test_one_failed_check_is_enough(pairs, message):
 def test_the_second_set_is_a_check_too():
     for ood, message in (
         (good_pairs(20, seed=3), None),
-        (swapped(GOOD, torch.arange(400) % 2 == 0), "Out of distribution it is right in .* coin"),
+        (swapped(GOOD, torch.arange(400) % 2 == 0), r"Out of distribution \(docs\) .* coin"),
         (swapped(TWO_SOURCES, TWO_SOURCES.source == 1), "In forum .* swapped there, or what was"),
     ):
         verdict = verdict_of(GOOD, ood)
@@ -352,13 +352,49 @@ def test_length_that_differs_between_prompts_only_is_not_wanted_by_the_data():
 
 def test_a_kind_that_is_judged_the_wrong_way_is_a_caution():
     measures = measure_pairs(GOOD, EVEN, ["docs"])
-    kinds = {"near": rate(torch.zeros(9), torch.arange(9)), "far": measures.accuracy}
+    kinds = {"near": rate(torch.zeros(30), torch.arange(30)), "far": measures.accuracy}
+    kinds["few"] = rate(torch.zeros(29), torch.arange(29))  # says too little
+    kinds["even"] = rate(torch.arange(50) % 2, torch.arange(50))
     verdict = judge(measures, measures, kinds)
-    assert verdict.fit and len(verdict.cautions) == 1
+    assert verdict.fit and len(verdict.cautions) == 2
     assert verdict.cautions[0].startswith("In pairs of kind near it is right in 0.0 % (95 %")
+    assert verdict.cautions[0].endswith("it prefers the worse answer, and PPO would too.")
+    assert verdict.cautions[1].startswith("In pairs of kind even it is right in 50.0 %")
+    assert verdict.cautions[1].endswith("it is not certainly better than a coin.")
 
 
 def test_few_prompts_are_a_caution():
     pairs = good_pairs()
     verdict = verdict_of(replace(pairs, row=torch.arange(400) % 29))
     assert any("29 prompts only" in caution for caution in verdict.cautions)
+
+
+def test_what_was_not_measured_is_a_caution():
+    measures = measure_pairs(GOOD, EVEN, ["docs"])
+    whole = judge(measures, measures, held_out=400)
+    assert whole.fit and not whole.cautions
+    verdict = judge(measures, measures, has_statistics=False, held_out=1401)
+    assert verdict.fit and verdict.cautions == [
+        "Only 400 of 1,401 held-out pairs were scored.",
+        "Mean and standard deviation of the scores are not known: PPO would get raw scores.",
+    ]
+
+
+def test_the_interval_holds_with_prompts_of_very_different_sizes():
+    """90 prompts with one pair and 10 with 36, all pairs of a prompt alike: the worst case."""
+    sizes = torch.tensor([1] * 90 + [36] * 10)
+    prompts = torch.arange(100).repeat_interleave(sizes)
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(300):
+        right = (torch.rand(100, generator=generator) < 0.7).double()
+        found = rate(right.repeat_interleave(sizes), prompts)
+        held += found.low <= 0.7 <= found.high
+    assert held / 300 > 0.9
+
+
+def test_a_prompt_that_stands_in_several_rows_is_one_prompt():
+    pairs = replace(GOOD, group=torch.zeros(len(GOOD), dtype=torch.long))
+    assert GOOD.prompts.unique().numel() > 1
+    assert pairs.prompts.unique().numel() == 1
+    assert pairs.select(pairs.better > 0).group is not None

@@ -48,3 +48,15 @@ def test_a_report_of_nothing_still_stands(tmp_path):
     plot_curves({}, tmp_path / "empty.png")
     path = write_report(tmp_path, {"seed": 1}, {}, {})
     assert "## Versions" in path.read_text()
+
+
+def test_the_verdict_is_linked_where_there_is_one(tmp_path):
+    assert "reward_report.md" not in write_report(tmp_path, {}, {}, {}).read_text()
+    (tmp_path / "reward_report.md").write_text("# Reward model: NOT fit to drive PPO\n\nFor...\n")
+    page = write_report(tmp_path, {}, {}, {}).read_text()
+    assert "[Reward model: NOT fit to drive PPO](reward_report.md)" in page
+
+
+def test_the_second_set_of_dpo_is_in_the_table():
+    row = {"rewards/accuracies": 0.75, "ood/rewards/accuracies": 0.625}
+    assert results_table({"after": row}).splitlines()[-1] == "| after | 0.750 | 0.625 |"

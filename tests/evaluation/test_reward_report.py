@@ -46,7 +46,7 @@ def about(source, row):
 def write(folder, scored, texts=about, **options):
     lengths = torch.tensor([[4, 2]])
     measures = {name: measure_pairs(pairs, lengths, LABELS) for name, pairs in scored.items()}
-    path = write_reward_report(folder, scored, measures, texts, LABELS, **options)
+    verdict = write_reward_report(folder, scored, measures, texts, LABELS, **options)
 
     def refuse(name):
         raise AssertionError(f"{name} is no JSON")
@@ -54,13 +54,16 @@ def write(folder, scored, texts=about, **options):
     numbers = json.loads((folder / "reward_report.json").read_text(), parse_constant=refuse)
     assert not list(folder.glob("*.partial"))
     assert (folder / "reward_report.png").read_bytes().startswith(b"\x89PNG")
-    assert path == folder / "reward_report.md"
-    return path.read_text(), numbers
+    page = (folder / "reward_report.md").read_text()
+    assert page.startswith(f"# {verdict.headline}\n")
+    return page, numbers
 
 
 def test_the_page_says_verdict_accuracy_and_mistakes(tmp_path):
     page, numbers = write(tmp_path, {"test": pairs_of()}, mistakes=3)
-    assert "of kind" not in page[: page.index("## ")], "no kind is certainly below a coin"
+    told = page[: page.index("## ")]
+    assert r"In pairs of kind off\|topic it is right in 50.0 %" in told
+    assert "not certainly better than a coin" in told and "kind shuffled" not in told
     assert page.startswith("# Reward model: fit to drive PPO\n")
     assert "- It is right in 75.0 % (95 % interval" in page
     assert "- Accuracy on a second set, out of distribution, was not checked." in page
@@ -70,6 +73,7 @@ def test_the_page_says_verdict_accuracy_and_mistakes(tmp_path):
     assert r"| kind off\|topic | 50.0 % |" in page
     assert "| source" not in page, "one source needs no row"
     assert "There are none: PPO would get raw scores." in page
+    assert "scores are not known: PPO would get raw scores." in told
     turned = pairs_of(index=1 - torch.arange(120) % 2, row=torch.arange(120))
     turned = replace(turned, better=turned.better.where(turned.index == 0, -turned.better))
     other, _ = write(tmp_path, {"test": turned})
@@ -99,12 +103,13 @@ def test_a_second_set_several_sources_heads_margins_and_statistics(tmp_path):
     page, numbers = write(
         tmp_path, {"test": test, "ood": ood}, statistics=statistics, reference_answers=1234
     )
-    assert "Out of distribution it is right in 100.0 % (95 % interval" in page
-    assert "| out of distribution (OOD) | 100.0 % |" in page
+    assert r"Out of distribution (a\|b\_c) it is right in 100.0 % (95 % interval" in page
+    assert r"| out of distribution (a\|b\_c) | 100.0 % |" in page
+    assert "PPO would get raw scores" not in page
     assert "| source docs | 75.0 % |" in page
     assert r"| source a\|b\_c | 75.0 % |" in page
     assert "| OOD, kind" not in page, "there are no kinds in the second set"
-    assert "| out of distribution | 7.000 | 1.000 | 6.000 | 8.000 | 0 |" in page
+    assert r"| out of distribution (a\|b\_c) | 7.000 | 1.000 | 6.000 | 8.000 | 0 |" in page
     assert "do not agree on 50.0 %" in page
     assert "Measured on 1,234 reference answers. Aggregation over heads: mean_minus_std." in page
     assert "| 2 | 0.5000 | 2.0000 |" in page
@@ -126,6 +131,25 @@ def test_a_model_without_sense_still_gets_its_report(tmp_path):
     assert numbers["measures"]["test"]["calibration"]["ece"] is None
     one, _ = write(tmp_path, {"test": pairs_of(1)})
     assert "There are 1 held-out pairs; at least 100 are needed." in one
+
+
+def test_of_many_kinds_the_largest_are_shown(tmp_path):
+    # Kind 0 has 40 pairs and kinds 1 to 24 four or three each, the earlier the more often.
+    kinds = ["kind0"] * 40 + [f"small{n % 24 + 1:02}" for n in range(80)]
+
+    def texts(source, row):
+        return about(0, row) | {"kinds": kinds[2 * row : 2 * row + 2]}
+
+    page, numbers = write(tmp_path, {"test": pairs_of()}, texts, held_out=130)
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| kind ")]
+    assert [(row[0][7:], row[3]) for row in rows] == [
+        ("kind0", "40"),
+        *((f"small{n:02}", "4" if n <= 8 else "3") for n in range(1, 20)),
+    ]
+    (others,) = (line.split(" | ") for line in page.splitlines() if "| other kinds |" in line)
+    assert others[3] == str(3 * 5)
+    assert len(numbers["by_kind"]["test"]) == 25
+    assert "Only 120 of 130 held-out pairs were scored." in page
 
 
 def fences(page):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from lit_llm.models import (
     export_model,
     load_reward_models,
     read_statistics,
+    resolve_config,
     score,
     standardised,
     write_statistics,
@@ -167,11 +169,41 @@ def test_a_reward_model_keeps_its_head(folder, tmp_path: Path) -> None:
     saved = str(export_model(model, None, tmp_path / "reward"))
     again = _built(saved, heads=2, seed=9)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
-    assert read_statistics(again.config) == RewardStatistics([1.0, 2.0], [0.5, 4.0], "min")
-    with pytest.raises(UserError, match="gives 2 scores, not 1; set heads to 2"):
-        _built(saved)
-    with pytest.raises(UserError, match="scores texts; give a causal language model"):
-        build_model(BaseModelConfig(pretrained=saved))
+    used = load_reward_models([saved]).models[0]
+    assert read_statistics(used.config) == RewardStatistics([1.0, 2.0], [0.5, 4.0], "min")
+    # The model that is trained on will have other scores.
+    assert read_statistics(again.config) is None
+    assert "reward_mean" not in again.config.to_dict()
+    config = BaseModelConfig(pretrained=saved)
+    for one in (lambda: _built(saved), lambda: resolve_config(config, heads=1)):
+        with pytest.raises(UserError, match="gives 2 scores, not 1; set heads to 2"):
+            one()
+    for load in (build_model, resolve_config):  # the latter reads no weights
+        with pytest.raises(UserError, match="scores texts; give a causal language model"):
+            load(config)
+    assert resolve_config(config, heads=2).num_labels == 2
+
+
+def test_transformers_does_not_warn_of_a_new_head_but_of_all_else(folder, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers.utils import logging as transformers_logging
+
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    transformers_logging.add_handler(handler)
+    try:
+        verbosity = transformers_logging.get_verbosity()
+        model = _built(folder())
+        assert transformers_logging.get_verbosity() == verbosity
+        assert not told
+        saved = export_model(model, None, tmp_path / "reward")
+        tensors = load_file(saved / "model.safetensors") | {"more": torch.zeros(1)}
+        save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
+        _built(str(saved))
+        assert any("more" in text for text in told)
+    finally:
+        transformers_logging.remove_handler(handler)
 
 
 def test_checks_of_language_models_hold(folder, tmp_path: Path) -> None:
@@ -181,7 +213,8 @@ def test_checks_of_language_models_hold(folder, tmp_path: Path) -> None:
         build_reward_model(config, vocab_size=98)
     with pytest.raises(UserError, match="64 positions"):
         build_reward_model(config, seq_len=65)
-    with pytest.raises(UserError, match="does not exist"):
+    sentence = "does not exist; give --model.base.pretrained, or make it first with the recipe of"
+    with pytest.raises(UserError, match=sentence):
         build_reward_model(BaseModelConfig(pretrained=str(tmp_path / "nowhere")))
     with pytest.raises(UserError, match="at least one head"):
         build_reward_model(config, heads=0)

@@ -12,15 +12,19 @@ from lit_llm.errors import UserError
 from lit_llm.models import (
     AdapterConfig,
     BaseModelConfig,
+    RewardStatistics,
+    adapter_heads,
     add_adapter,
     build_model,
     build_reward_model,
     export_model,
     merge_adapter,
     merged_copy,
+    read_statistics,
     save_adapter,
     score,
     unwrap,
+    write_statistics,
 )
 
 TOKENS = torch.arange(40).view(2, 20) % 97
@@ -118,6 +122,41 @@ def test_adapters_of_one_kind_do_not_go_onto_the_other(
         merge_adapter(_reward_model(reward_base), language)
     with pytest.raises(UserError, match="does not go onto"):
         merge_adapter(_reward_model(reward_base, heads=3), reward)
+
+
+def test_statistics_go_with_the_adapter(reward_base: BaseModelConfig, tmp_path: Path) -> None:
+    statistics = RewardStatistics([0.25, -1.0], [1.5, 2.0], "min")
+    model = add_adapter(_reward_model(reward_base), AdapterConfig(r=2))
+    without = save_adapter(model, tmp_path / "without")
+    write_statistics(model, statistics)
+    for _ in range(2):  # an earlier one is replaced
+        folder = save_adapter(model, tmp_path / "with")
+    assert json.loads((folder / "reward_statistics.json").read_text()) == {
+        "reward_mean": [0.25, -1.0],
+        "reward_std": [1.5, 2.0],
+        "reward_aggregation": "min",
+    }
+    assert read_statistics(merge_adapter(_reward_model(reward_base), folder).config) == statistics
+    assert not (without / "reward_statistics.json").exists()
+    # A base that is a reward model has statistics of its own, which are of other scores.
+    base = _reward_model(reward_base)
+    write_statistics(base, statistics)
+    assert read_statistics(merge_adapter(base, without).config) is None
+
+
+def test_an_adapter_says_its_number_of_heads(reward_base: BaseModelConfig, tmp_path: Path) -> None:
+    for heads in (1, 3):
+        model = add_adapter(_reward_model(reward_base, heads=heads), AdapterConfig(r=2))
+        folder = save_adapter(model, tmp_path / "reward")
+        assert adapter_heads(folder) == heads
+    (folder / "adapter_model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="is damaged"):
+        adapter_heads(folder)
+    (folder / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"adapter_config.json cannot be read"):
+        adapter_heads(folder)
+    model = add_adapter(build_model(reward_base), AdapterConfig(r=2))
+    assert adapter_heads(save_adapter(model, tmp_path / "language")) is None
 
 
 def test_the_head_of_a_reward_model_takes_no_adapter(reward_base: BaseModelConfig) -> None:

@@ -25,6 +25,7 @@ LEARN = (
     "--trainer.limit_val_batches=1.0",
     "--checkpoint.every_n_steps=100",
     "--model.base.dropout=0",
+    "--model.kl_prompts=32",
 )
 LORA = ("--model.adapter.method=lora", "--model.adapter.r=8")
 
@@ -113,8 +114,7 @@ def test_a_lost_reference_is_computed_again(tiny_preferences: Path, tmp_path: Pa
     straight = run(tmp_path / "straight")
     (tmp_path / "cut").mkdir()
     run(tmp_path / "cut")
-    for step in (8, 12):
-        (tmp_path / "cut" / "checkpoints" / f"step={step:08}.ckpt").unlink()
+    (tmp_path / "cut" / "checkpoints" / "step=00000012.ckpt").unlink()
     (reference,) = (tmp_path / "cut" / "cache").glob("reference-*.safetensors")
     first = reference.read_bytes()
     reference.unlink()
@@ -158,3 +158,90 @@ def test_ipo_and_a_precomputed_reference_with_adapters(
     # (0 - 1 / (2 beta))^2 of a policy that is its reference.
     assert cli.results["before"]["loss"] == pytest.approx(6.25, abs=1e-4)
     assert cli.results["after"]["loss"] < 6.25
+
+
+def test_a_checkpoint_knows_what_it_started_from(
+    tiny_chat: Path, tiny_preferences: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another model in the same folder is no reference for a policy that is half trained."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    base = tmp_path / "model"
+    shutil.copytree(tiny_chat / "model", base)
+    cache = f"--data.cache_dir={tmp_path / 'cache'}"
+    args = arguments(tiny_preferences, "dpo", tmp_path / "run", *RATE, cache)
+    args += [f"--model.base.pretrained={base}"]
+    dpo.main(args)
+    (tmp_path / "run" / "checkpoints" / "step=00000012.ckpt").unlink()
+    state = load_file(base / "model.safetensors")
+    save_file({k: v * 1.5 for k, v in state.items()}, base / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        dpo.main(args)
+    assert caught.value.code == 1
+    assert "trained against another reference" in capsys.readouterr().err
+
+
+def test_kl_of_sampled_answers_is_that_of_plain_models(
+    learned: Path, tiny_chat: Path, tiny_preferences: Path
+) -> None:
+    """The module's estimate against log-probabilities of its answers, taken one by one."""
+    from transformers import AutoModelForCausalLM
+
+    from lit_llm.data.preference import PreferenceDataModule
+    from lit_llm.modules import dpo as module_file
+    from lit_llm.modules.dpo import DPOModule
+
+    policy = AutoModelForCausalLM.from_pretrained(learned / "model").eval()
+    start = AutoModelForCausalLM.from_pretrained(tiny_chat / "model").eval()
+    answers: list[tuple[list[int], list[int]]] = []
+    sample = module_file.generate
+
+    def kept(model: object, prompts: list[list[int]], *args: object, **options: object) -> object:
+        found = sample(model, prompts, *args, **options)
+        answers.extend((list(p), r.ids) for p, r in zip(prompts, found, strict=True))
+        return found
+
+    data = PreferenceDataModule(
+        tokenizer=str(learned / "model"),
+        sources=[str(tiny_preferences / "first.jsonl")],
+        seq_len=96,
+        cache_dir=str(tiny_preferences / "cache"),
+    )
+    module = DPOModule.__new__(DPOModule)
+    torch.nn.Module.__init__(module)
+    module.model = policy
+    module.kl_config = module_file.GenerationConfig(8)
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(module_file, "generate", kept)
+    monkey.setattr(DPOModule, "device", torch.device("cpu"))
+
+    class Plain:
+        def forward_context(self) -> object:
+            import contextlib
+
+            return contextlib.nullcontext()
+
+    class FakeTrainer:
+        precision_plugin = Plain()
+
+    import contextlib
+
+    monkey.setattr(DPOModule, "trainer", FakeTrainer())
+    monkey.setattr(DPOModule, "reference_model", lambda self: contextlib.nullcontext(start))
+    prompts = [question.prompt_ids for question in data.heldout_questions("test", 4)]
+    try:
+        total = module._sampled_kl(prompts, data)
+    finally:
+        monkey.undo()
+    expected = 0.0
+    for prompt, response in answers:
+        tokens = torch.tensor([prompt + response])
+        for model, sign in ((policy, 1), (start, -1)):
+            with torch.no_grad():
+                rows = model(tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            expected += sign * float(rows.gather(1, tokens[0, len(prompt) :, None]).sum())
+    assert float(total[1]) == 4
+    assert float(total[0]) == pytest.approx(expected, abs=1e-3)

@@ -6,16 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_llm.data.chat_tokenizer import load_chat_tokenizer
 from lit_llm.data.tokenizer import load_tokenizer
 from lit_llm.models import (
     AdapterConfig,
     BaseModelConfig,
+    RewardStatistics,
     add_adapter,
     build_model,
+    build_reward_model,
     export_model,
+    read_statistics,
     save_adapter,
     set_stop_tokens,
     vocabulary_of,
+    write_statistics,
 )
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "export.py"
@@ -80,6 +85,37 @@ def test_an_adapter_is_merged_into_its_base(main, base, tmp_path, capsys, new_to
     out = capsys.readouterr().out
     assert str(tmp_path / "out") in out
     assert f"{model.num_parameters():,} parameters" in out
+
+
+@pytest.mark.parametrize("own_tokenizer", [True, False])
+def test_reward_adapters_and_reward_models(main, base, tmp_path, own_tokenizer):
+    from transformers import AutoModelForSequenceClassification
+
+    tokenizer = load_chat_tokenizer(str(base))
+    config = BaseModelConfig(pretrained=str(base))
+    trained = add_adapter(
+        build_reward_model(config, heads=2, **vocabulary_of(tokenizer)), AdapterConfig(r=2)
+    )
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    statistics = RewardStatistics([0.5, 1.0], [2.0, 3.0], "min")
+    write_statistics(trained, statistics)
+    adapter = save_adapter(trained, tmp_path / "adapter", tokenizer if own_tokenizer else None)
+    first, second, third = (str(tmp_path / name) for name in ("first", "second", "third"))
+    main(["--model", str(base), "--adapter", str(adapter), "--output_dir", first])
+    main(["--model", first, "--dtype", "bfloat16", "--output_dir", second])
+    main(["--model", second, "--adapter", str(adapter), "--output_dir", third])
+    found, half, over = (
+        AutoModelForSequenceClassification.from_pretrained(one) for one in (first, second, third)
+    )
+    torch.testing.assert_close(_logits(found), _logits(trained.eval()), rtol=0, atol=1e-5)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(_logits(half).float(), _logits(found), rtol=0.05, atol=0.05)
+    for model in (found, half, over):
+        assert read_statistics(model.config) == statistics
+    assert load_tokenizer(Path(first)).pad_token == tokenizer.pad_token is not None
 
 
 def test_data_type_and_config_file(main, base, tmp_path):

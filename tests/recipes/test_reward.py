@@ -101,9 +101,7 @@ def test_scores_are_standardised_on_the_validation_answers(
     found = scores(model, texts)
     assert len(found) > 20
     assert model.config.reward_mean == pytest.approx(found.mean(0).tolist(), abs=1e-4)
-    assert model.config.reward_std == pytest.approx(
-        found.std(0, correction=0).tolist(), rel=1e-3
-    )
+    assert model.config.reward_std == pytest.approx(found.std(0, correction=0).tolist(), rel=1e-3)
     assert model.config.reward_aggregation == "mean"
 
 
@@ -181,3 +179,20 @@ def test_inspect_shows_which_answer_is_better(
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     assert "better than row 1" in shown and "worse than row 0" in shown
+
+
+def test_a_checkpoint_loads_by_itself_and_scores_as_the_export(
+    learned: Path, tiny_preferences: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from lit_llm.modules.reward import RewardModule
+
+    path = learned / "checkpoints" / "step=00000150.ckpt"
+    module = RewardModule.load_from_checkpoint(path, weights_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(learned / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(learned / "model")
+    texts = [pair[0] for pair in sequences(tokenizer, tiny_preferences / "other.jsonl")]
+    torch.testing.assert_close(scores(module.model, texts), scores(model, texts))
+    # It was saved before its validation: no statistics are better than those of other weights.
+    assert module.statistics is None

@@ -101,3 +101,14 @@ def test_settings_that_matter_are_compared(tmp_path: Path) -> None:
     settings["model"]["optimizer"]["init_args"]["lr"] = 3e-3  # type: ignore[index]
     with pytest.raises(UserError, match=r"init_args.lr: 0.001 there, 0.003 now"):
         check_settings(path, settings)
+
+
+def test_what_is_only_tested_may_change_and_what_takes_from_training_not(tmp_path: Path) -> None:
+    data = {"ood_sources": [{"path": "a"}], "val_micro_batch_size": 1, "val_fraction": 0.1}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"data": {**data, "val_sources": None}}))
+    data |= {"ood_sources": None, "val_micro_batch_size": 2, "val_sources": None}
+    check_settings(path, {"data": data})
+    for change in ({"val_fraction": 0.2}, {"val_sources": [{"path": "b"}]}):
+        with pytest.raises(UserError, match=f"data.{next(iter(change))}: "):
+            check_settings(path, {"data": data | change})
