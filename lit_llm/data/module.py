@@ -69,6 +69,8 @@ class SampleDataModule(pl.LightningDataModule):
             raise UserError(
                 f"data: source {without} has no weight but others have; give all a weight or none."
             )
+        self.before_loading: Callable[[], None] | None = None
+        """Called when a loader is made, where a stage has to add something to the samples."""
         self._cursor = Cursor()
         self._mixture: Mixture | None = None
         self._counted: tuple[int, list[int]] = (-1, [])
@@ -168,6 +170,8 @@ class SampleDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Training micro-batches of this rank, from where the last run stopped."""
+        if self.before_loading is not None:
+            self.before_loading()
         return self._train_loader(self._cursor)
 
     def first_batch(self) -> Batch:
@@ -209,7 +213,7 @@ class SampleDataModule(pl.LightningDataModule):
     @property
     def batches_per_epoch(self) -> int:
         """Micro-batches of a training epoch on each rank, ``limit_train_batches`` counted in."""
-        return self.train_dataloader().epoch_batches
+        return self._train_loader(self._cursor).epoch_batches
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Validation micro-batches of this rank; none with ``val_fraction`` 0."""
@@ -272,6 +276,9 @@ class SampleDataModule(pl.LightningDataModule):
 
     def _loader_of(self, parts: Sequence[Dataset[Any]]) -> DataLoader[Batch]:
         """Held-out micro-batches of this rank: each sample of the parts once, over all ranks."""
+        # Before the workers begin, which get a copy of the samples.
+        if self.before_loading is not None:
+            self.before_loading()
         sizes = [len(part) for part in parts]  # type: ignore[arg-type]
         rank, world_size = self._place()
         # All sources mixed, so that limit_val_batches leaves a fair sample; each sample comes once.

@@ -39,9 +39,9 @@ class PreferenceDataModule(ChatDataModule[PreferenceCounts]):
     rows of the better and the worse answer; ``pair_source``, ``pair_row`` and ``pair_index`` (P,),
     where a pair stands in the data (see ``pair_about``), and ``pair_group`` (P,), which prompt it
     is; ``source`` (B,); and, float32, ``pair_weights`` (P,), one over the pairs of the prompt,
-    and ``margins`` (P,), how much better, 0 where the data does not say. ``ref_logprobs`` (N,), float32, are there once
-    ``reference_parts`` were given theirs. Training batches also hold ``num_targets`` (), here the
-    prompts of the accumulation window, see ``ResumableLoader``.
+    and ``margins`` (P,), how much better, 0 where the data does not say. ``ref_logprobs`` (N,),
+    float32, are there once ``reference_parts`` were given theirs. Training batches also hold
+    ``num_targets`` (), here the prompts of the accumulation window, see ``ResumableLoader``.
 
     Preferences that begin with the same question are never in two splits. Exact resume and the
     trainer's settings are as in ``TextDataModule``.

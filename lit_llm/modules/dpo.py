@@ -180,18 +180,10 @@ class DPOModule(PreferenceModule):
             torch.manual_seed(0)
             return super().build_bare(quantization, **vocabulary)
 
-    def on_fit_start(self) -> None:
-        """See to the reference before the first batch is read."""
-        super().on_fit_start()
-        self._give_reference()
-
-    def on_validation_start(self) -> None:
-        """See to the reference of a validation by itself."""
-        self._give_reference()
-
-    def on_test_start(self) -> None:
-        """See to the reference of a test by itself."""
-        self._give_reference()
+    def setup(self, stage: str) -> None:
+        """See to the reference before any batch is loaded: by then the model is in its place."""
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        datamodule.before_loading = self._give_reference
 
     def on_train_start(self) -> None:
         """From here on the model is another one than the reference."""

@@ -1,12 +1,14 @@
 """The embedded preferences: what is wrong with an answer, and what must not give it away."""
 
 import hashlib
+import importlib.util
 import itertools
 import os
 import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -388,3 +390,18 @@ def test_the_same_in_every_process(described, listed):
     )
     expected = hashlib.sha256(repr([described, listed]).encode()).hexdigest()
     assert result.stdout.strip() == expected
+
+
+def test_the_card_can_be_written_anew(tmp_path, capsys):
+    folder = Path(__file__).parents[2] / "data" / "python-preferences"
+    spec = importlib.util.spec_from_file_location("prepare_preferences", folder / "prepare.py")
+    prepare = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(prepare)
+    prepare.main(["--path", str(tmp_path / "card.md")])
+    assert "wrote" in capsys.readouterr().out
+    cards = [(folder / "card.md").read_text("utf-8"), (tmp_path / "card.md").read_text("utf-8")]
+    facts = [dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", card, re.M)) for card in cards]
+    # Another version has other functions, another build other parts of its system.
+    if facts[0]["Python"] == facts[1]["Python"]:
+        counts = [int(fact["documents"].replace(",", "")) for fact in facts]
+        assert counts[1] == pytest.approx(counts[0], rel=0.02)
