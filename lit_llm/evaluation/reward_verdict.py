@@ -121,7 +121,7 @@ def _accuracy(test: PairMeasures) -> Iterator[_Finding]:
             f"intervals over fewer than {FEWEST_PROMPTS} are rough.",
             None,
         )
-    yield from _swapped(test, "chosen and rejected may be swapped in this source")
+    yield from _sources(test, "chosen and rejected may be swapped in this source")
 
 
 def _part(test: PairMeasures, held_out: int | None) -> Iterator[_Finding]:
@@ -130,11 +130,17 @@ def _part(test: PairMeasures, held_out: int | None) -> Iterator[_Finding]:
         yield _Finding(f"Only {scored:,} of {held_out:,} held-out pairs were scored.", None)
 
 
-def _swapped(measures: PairMeasures, suspicion: str) -> Iterator[_Finding]:
+def _sources(measures: PairMeasures, suspicion: str) -> Iterator[_Finding]:
     for name, rate in measures.by_source.items():
         if rate.high < CHANCE:
             text = f"In {name} it is right in {between(rate)} of {rate.pairs:,} pairs: {suspicion}."
             yield _Finding(text, False)
+        elif rate.low <= CHANCE and len(measures.by_source) > 1:  # one source is all pairs
+            yield _Finding(
+                f"In {name} it is right in {between(rate)} of {rate.pairs:,} pairs: there it is "
+                "not certainly better than a coin.",
+                None,
+            )
 
 
 def _kinds(kinds: Mapping[str, Rate]) -> Iterator[_Finding]:
@@ -238,7 +244,7 @@ def _ood(ood: PairMeasures | None) -> Iterator[_Finding]:
     if ood.scores.not_finite:
         text = f"{ood.scores.not_finite:,} scores out of distribution are not finite."
         yield _Finding(text, False)
-    yield from _swapped(
+    yield from _sources(
         ood, "chosen and rejected may be swapped there, or what was learned turns round"
     )
 

@@ -398,3 +398,10 @@ def test_a_prompt_that_stands_in_several_rows_is_one_prompt():
     assert GOOD.prompts.unique().numel() > 1
     assert pairs.prompts.unique().numel() == 1
     assert pairs.select(pairs.better > 0).group is not None
+
+
+def test_a_source_that_is_judged_as_by_a_coin_is_a_caution():
+    half = torch.arange(len(TWO_SOURCES)) % 8 == 0  # every second pair of the forum
+    verdict = verdict_of(swapped(TWO_SOURCES, half))
+    told = [text for text in verdict.cautions if "not certainly better than a coin" in text]
+    assert len(told) == 1 and told[0].startswith("In forum it is right in")
