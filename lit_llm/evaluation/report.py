@@ -14,7 +14,7 @@ from lit_llm.strategies.checkpoint_io import write_text
 
 _PACKAGES = ("lit_llm", "torch", "lightning", "transformers", "datasets", "tokenizers", "peft")
 _CURVES = (
-    ("loss (nats a token)", ("train/loss", "val/loss")),
+    ("loss (nats)", ("train/loss", "val/loss")),
     ("bits per byte", ("val/bits_per_byte",)),
     ("accuracy", ("train/accuracy", "val/accuracy", "val/accuracy/")),
     ("margin (score of the better answer less the worse)", ("train/margin", "val/margin")),
