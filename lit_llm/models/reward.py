@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -178,6 +178,51 @@ def read_statistics(config: PretrainedConfig) -> RewardStatistics | None:
     return statistics
 
 
+def statistics_of(model: nn.Module) -> RewardStatistics:
+    """The statistics in a model's config; where there are none, those that leave scores alone.
+
+    Raises:
+        UserError: As for :func:`read_statistics`.
+    """
+    config = unwrap(model).config
+    heads = int(config.num_labels or 1)
+    return read_statistics(config) or RewardStatistics([0.0] * heads, [1.0] * heads)
+
+
+def like_lengths(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Batches of row numbers, rows of like length together, so that little is padding."""
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+@torch.no_grad()
+def text_scores(
+    model: nn.Module, input_ids: Sequence[Sequence[int]], *, batch_size: int = 16
+) -> Tensor:
+    """Scores of any number of texts, by :func:`score`.
+
+    Args:
+        model: A model of :func:`build_reward_model`, in evaluation mode.
+        input_ids: Token ids of each text, at least one.
+        batch_size: Texts to score at once.
+
+    Returns:
+        (N, H) float32 on the CPU, in the order of the texts.
+    """
+    inner: Any = unwrap(model)
+    result = torch.zeros(len(input_ids), inner.config.num_labels)
+    for rows in like_lengths([len(ids) for ids in input_ids], batch_size):
+        texts = [torch.as_tensor(input_ids[row]) for row in rows]
+        masks = [torch.ones_like(text) for text in texts]
+        tokens, mask = (
+            nn.utils.rnn.pad_sequence(part, batch_first=True).to(inner.device)
+            for part in (texts, masks)
+        )
+        result[rows] = score(model, tokens, mask).float().cpu()
+    return result
+
+
 class RewardEnsemble:
     """Several reward models as one judge.
 
@@ -209,7 +254,7 @@ class RewardEnsemble:
             raise UserError(f"reward aggregation {aggregation!r}: use one of {known}.")
         self.aggregation = aggregation
         self.batch_size = batch_size
-        self._statistics = [_statistics_of(model) for model in self.models]
+        self._statistics = [statistics_of(model) for model in self.models]
 
     def scores(self, input_ids: Sequence[Sequence[int]]) -> Tensor:
         """Rewards of texts.
@@ -228,27 +273,10 @@ class RewardEnsemble:
         if not len(input_ids):
             return torch.zeros(0)
         rewards = [
-            standardised(self._model_scores(model, input_ids), statistics)
+            standardised(text_scores(model, input_ids, batch_size=self.batch_size), statistics)
             for model, statistics in zip(self.models, self._statistics, strict=True)
         ]
         return _aggregated(torch.stack(rewards, 1), self.aggregation)
-
-    @torch.no_grad()
-    def _model_scores(self, model: nn.Module, input_ids: Sequence[Sequence[int]]) -> Tensor:
-        """(N, H): texts of similar length share a batch, so that little is padding."""
-        inner: Any = unwrap(model)
-        order = sorted(range(len(input_ids)), key=lambda row: len(input_ids[row]))
-        result = torch.zeros(len(order), inner.config.num_labels)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            texts = [torch.as_tensor(input_ids[row]) for row in rows]
-            masks = [torch.ones_like(text) for text in texts]
-            tokens, mask = (
-                nn.utils.rnn.pad_sequence(part, batch_first=True).to(inner.device)
-                for part in (texts, masks)
-            )
-            result[rows] = score(model, tokens, mask).float().cpu()
-        return result
 
 
 def load_reward_models(
@@ -258,6 +286,7 @@ def load_reward_models(
     batch_size: int = 16,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str | torch.device = "cpu",
+    attn_implementation: str = "sdpa",
 ) -> RewardEnsemble:
     """The reward models of several folders as one judge.
 
@@ -267,6 +296,7 @@ def load_reward_models(
         batch_size: Texts to score at once.
         dtype: Data type of the weights.
         device: Where to.
+        attn_implementation: Attention of transformers.
 
     Returns:
         The ensemble; one of one model where there is one folder.
@@ -276,7 +306,9 @@ def load_reward_models(
     """
     models = []
     for folder in folders:
-        config = BaseModelConfig(pretrained=str(folder), dtype=dtype)
+        config = BaseModelConfig(
+            pretrained=str(folder), dtype=dtype, attn_implementation=attn_implementation
+        )
         hf_config = load_config(config)
         if not is_classifier_config(hf_config):
             found = " or ".join(hf_config.architectures or [hf_config.model_type])
@@ -284,12 +316,6 @@ def load_reward_models(
         model: nn.Module = build_model(config, heads=int(hf_config.num_labels or 1))
         models.append(model.to(device))
     return RewardEnsemble(models, aggregation, batch_size)
-
-
-def _statistics_of(model: nn.Module) -> RewardStatistics:
-    config = unwrap(model).config
-    heads = int(config.num_labels or 1)
-    return read_statistics(config) or RewardStatistics([0.0] * heads, [1.0] * heads)
 
 
 def _aggregated(scores: Tensor, aggregation: Aggregation) -> Tensor:
