@@ -5,7 +5,14 @@ from pathlib import Path
 
 import yaml
 
-_SOURCES = ("--data.sources", "--data.val_sources", "--data.ood_sources")
+_SOURCES = (
+    "--data.sources",
+    "--data.val_sources",
+    "--data.ood_sources",
+    "--data.ptx_sources",
+    "--model.rewards",
+    "--model.judges",
+)
 
 # How the parser speaks of types and of what it tried, which says nothing to people.
 _ASIDES = (
@@ -30,7 +37,7 @@ def in_one_sentence(message: str) -> str:
 
 
 def listed_sources(args: list[str], *, has_ood: bool = False) -> list[str]:
-    """Put a single source into a list, and empty the list first.
+    """Put a single source, or a single reward, into a list, and empty the list first.
 
     Otherwise jsonargparse fills the fields that a source leaves out with those of the source that
     stands at its place in the recipe's YAML.
@@ -65,7 +72,8 @@ def _sets(config: str, key: str) -> bool:
     """Whether a YAML file sets a list of sources; a file that cannot be read is the parser's."""
     try:
         settings = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-        return bool(settings["data"][key.rpartition(".")[2]])
+        section, _, name = key.removeprefix("--").partition(".")
+        return bool(settings[section][name])
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         return False
 

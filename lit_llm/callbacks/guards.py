@@ -16,7 +16,8 @@ class Guards(Callback):
 
     Every stage has them: no trainable parameter, no target in the first batch, BOS twice at the
     beginning of a text, a learning rate of 0 after the warm-up. Where answers are trained: a mask
-    that marks everything, answers without an end, padding that is also an end.
+    that marks everything, answers without an end, padding that is also an end. Prompts have no
+    targets yet: there only BOS and padding are looked at.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,12 +57,16 @@ def check_data(datamodule: Any) -> None:
     batch = datamodule.first_batch()
     tokenizer = datamodule.tokenizer
     ends = (tokenizer.eos_token_id, tokenizer.pad_token_id)
-    check_targets(batch)
+    has_targets = "labels" in batch  # prompts have none before they are answered
+    if has_targets:
+        check_targets(batch)
     check_beginnings(batch, tokenizer.bos_token_id, ends)
     stops = getattr(datamodule, "stop_token_ids", None)
     if stops is None:
         return
     check_padding(tokenizer, stops)
+    if not has_targets:
+        return
     if "pairs" in batch:
         check_pairs(batch)
         return

@@ -28,34 +28,39 @@ def batch_report(batch: dict[str, Tensor], tokenizer: "PreTrainedTokenizerBase")
 
     A header counts the tokens; then comes every row, or every document of a packed row. What is
     trained on is green and stands in «», the rest is dim; special tokens are bold, a line feed is
-    ⏎, padding is dots. The first token of a row counts as read, since nothing predicts it.
+    ⏎, padding is dots. The first token of a row counts as read, since nothing predicts it. Prompts
+    that are yet to be answered are read only.
 
     Args:
         batch: ``input_ids`` and ``labels`` (B, T), with ``attention_mask`` (B, T) where rows are
             padded, or ``document_ids`` (B, T), -1 at padding, where they are packed; ``source``
             (B,) is shown where it is given. Of preferences also ``pairs`` (P, 2), rows of a better
-            and a worse answer, and ``pair_source`` (P,).
+            and a worse answer, and ``pair_source`` (P,). Prompts have no ``labels``, and padding on
+            the left.
         tokenizer: What made the ids.
     """
     input_ids = batch["input_ids"]
-    trained = batch["labels"] != IGNORED
+    has_targets = "labels" in batch
+    trained = batch.get("labels", torch.full_like(input_ids, IGNORED)) != IGNORED
     trained[:, 0] = False
     documents = batch.get("document_ids")
     if documents is None:  # a row is one document then
         documents = batch.get("attention_mask", torch.ones_like(input_ids)) - 1
-    report = _header(trained, documents == -1)
+    report = _header(trained, documents == -1, has_targets)
     for row, ids in enumerate(input_ids):
         name = f"row {row}{_about_row(batch, row)}"
-        for document in documents[row].unique_consecutive().tolist():
+        side = " on the left" if int(documents[row, 0]) == -1 else ""
+        # Padding comes last, wherever it stands, so that what follows the title is the text.
+        for document in sorted(documents[row].unique_consecutive().tolist(), key=(-1).__eq__):
             own = documents[row] == document
             size = int(own.sum())
             if document == -1:
                 dots = _DOT * min(size, _MOST_DOTS)
-                report.append(dots, _PADDING).append(f" {size} padding\n")
+                report.append(dots, _PADDING).append(f" {size} padding{side}\n")
                 continue
             part = f"{name}, document {document}" if "document_ids" in batch else name
-            number = int(trained[row, own].sum())
-            report.append(f"\n{part}: {size} tokens, {number} trained on\n")
+            about = f", {int(trained[row, own].sum())} trained on" if has_targets else ""
+            report.append(f"\n{part}: {size} tokens{about}\n")
             _append_document(report, tokenizer, ids[own].tolist(), trained[row, own].tolist())
     return report
 
@@ -73,7 +78,7 @@ def _about_row(batch: dict[str, Tensor], row: int) -> str:
     return about
 
 
-def _header(trained: Tensor, padding: Tensor) -> "Text":
+def _header(trained: Tensor, padding: Tensor, has_targets: bool) -> "Text":
     from rich.text import Text
 
     rows, width = trained.shape
@@ -82,9 +87,11 @@ def _header(trained: Tensor, padding: Tensor) -> "Text":
     shares = (
         f"{counts[name]} {name} ({counts[name] / trained.numel():.0%})"
         for name in ("trained on", "read", "padding")
+        if has_targets or name != "trained on"
     )
     header = Text(f"{rows} rows x {width} tokens: {', '.join(shares)}\n")
-    header.append(f"{_OPEN}trained on{_CLOSE}", _STYLES[True]).append(" ")
+    if has_targets:
+        header.append(f"{_OPEN}trained on{_CLOSE}", _STYLES[True]).append(" ")
     header.append("read", _STYLES[False]).append(" ")
     header.append(_DOT * 3, _PADDING).append(f" padding {_NEWLINE} line feed\n")
     return header

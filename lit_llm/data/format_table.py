@@ -57,6 +57,10 @@ class FormatTable(Generic[Sample]):
         self._lack = lack
         self._others = others
 
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a format of that name."""
+        return name in self._formats
+
     def describe(self, name: str) -> str:
         """What a format holds and what becomes of it, in one line for the log."""
         return self._formats[name].description

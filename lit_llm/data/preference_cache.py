@@ -8,7 +8,6 @@ the worse answer) and, where the data has them, ``margins`` and ``kinds``, one a
 import dataclasses
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -25,7 +24,7 @@ from lit_llm.data.chat_template import TokenizedChat
 from lit_llm.data.cleaning import normalized_key
 from lit_llm.data.preference_counts import PreferenceCounts
 from lit_llm.data.preference_formats import Answer
-from lit_llm.data.preference_tokens import answer_mask, fit_answers, message_text, tokenize_answer
+from lit_llm.data.preference_tokens import answer_mask, best_answer, fit_answers, tokenize_answer
 from lit_llm.data.preferences import (
     Preference,
     preference_fingerprint,
@@ -240,10 +239,7 @@ def _group_number(group: str) -> int:
 
 def _question(sample: Preference, pairs: list[list[int]], numbers: list[int]) -> dict[str, Any]:
     """What it takes to ask for an answer anew; nothing where there is no prompt or no answer."""
-    wins = Counter(better for better, _ in pairs)
-    wins.subtract(worse for _, worse in pairs)
-    best = sample.answers[numbers[max(range(len(numbers)), key=lambda k: wins[k])]]
-    reference = best if isinstance(best, str) else message_text(best)
+    reference = best_answer([sample.answers[number] for number in numbers], pairs)
     if not sample.prompt or not reference:
         return {}
     if isinstance(sample.prompt, str):

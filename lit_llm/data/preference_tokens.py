@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.data.chat_template import TokenizedChat, tokenize_chat, tokenize_completion
-from lit_llm.data.preference_formats import Preference
+from lit_llm.data.preference_formats import Answer, Preference
 from lit_llm.data.truncation import fit
 
 if TYPE_CHECKING:
@@ -120,6 +120,21 @@ def answer_mask(chat: TokenizedChat) -> list[bool]:
     for start, stop in chat.turns:
         mask[start:stop] = [True] * (stop - start)
     return mask
+
+
+def best_answer(answers: Sequence[Answer], pairs: Iterable[Sequence[int]]) -> str:
+    """Text of the answer that most others are worse than, for people.
+
+    Args:
+        answers: Texts or messages.
+        pairs: Numbers of answers, (better, worse).
+    """
+    wins = [0] * len(answers)
+    for better, worse in pairs:
+        wins[better] += 1
+        wins[worse] -= 1
+    best = answers[wins.index(max(wins))]
+    return best if isinstance(best, str) else message_text(best)
 
 
 def message_text(answer: list[dict[str, Any]]) -> str:

@@ -39,6 +39,8 @@ RecordFormat = Literal[
     "alpaca_preference",
     "stack_exchange",
     "ranked",
+    "prompt",
+    "plain_prompt",
 ]
 
 
@@ -73,7 +75,10 @@ class RecordSource(DataSource):
             with chosen and rejected messages), ``alpaca_preference`` (instruction, input, chosen,
             rejected), ``stack_exchange`` (question, response_j, which is better, and response_k),
             ``ranked`` (prompt, or instruction for the chat template, with a list of answers, best
-            first or with ranks or scores), ``openassistant`` (the ranked answers of its trees).
+            first or with ranks or scores), ``openassistant`` (the ranked answers of its trees). For
+            PPO the prompts of all of these, and ``prompt`` (prompt, question or instruction as the
+            turn of a user, or messages; maybe with a reference, answer, completion or output),
+            ``plain_prompt`` (prompt or text, which is continued without the chat template).
         rename: Names of fields in the data to the names that the format expects, such as
             ``{question: instruction, answer: output}``. Of preferences a field ``kind``, or else
             ``category``, names groups whose accuracy is told apart: ``{source: kind}`` takes the

@@ -10,6 +10,7 @@ from torch import nn
 from lit_llm.callbacks.guards import (
     check_answers,
     check_beginnings,
+    check_data,
     check_learning_rate,
     check_padding,
     check_targets,
@@ -139,3 +140,37 @@ def test_a_schedule_that_counts_epochs_is_refused() -> None:
 def test_a_model_without_trainable_parameters_is_refused() -> None:
     with pytest.raises(UserError, match="no trainable parameter"):
         check_learning_rate(trainer(0.1, trainable=False))
+
+
+def prompts(*rows: list[int], pad_id: int = PAD, stops: tuple[int, ...] = (END,)) -> Any:
+    """A data module of prompts, which have no labels and are padded on the left."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
+    batch = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+    return SimpleNamespace(
+        first_batch=lambda: batch,
+        tokenizer=tokenizer(pad_token="</s>" if pad_id == END else "<pad>", pad_token_id=pad_id),
+        stop_token_ids=list(stops),
+    )
+
+
+def test_prompts_need_no_targets() -> None:
+    check_data(prompts([BOS, 5, 6, 7], [BOS, 8]))
+    check_data(prompts([BOS, 5, END, BOS, 7], [8]))
+
+
+def test_prompts_that_begin_with_bos_twice_are_refused() -> None:
+    with pytest.raises(UserError, match=r"begins with BOS \(id 1\) twice"):
+        check_data(prompts([5, 6, 7, 8], [BOS, BOS, 8]))
+
+
+def test_padding_of_prompts_that_is_an_end_is_refused() -> None:
+    with pytest.raises(UserError, match=r"'</s>', which also ends an answer"):
+        check_data(prompts([BOS, 5], pad_id=END))
+
+
+def test_a_batch_of_texts_still_needs_targets() -> None:
+    data = prompts([BOS, 5, 6])
+    data.first_batch = lambda: unpacked(labels=[[BOS, -100, -100, -100]] * 2)
+    with pytest.raises(UserError, match="every label is -100"):
+        check_data(data)

@@ -92,6 +92,29 @@ q«<|im_end|>»
     )
 
 
+def test_prompts_are_padded_on_the_left(tokenizer):
+    batch = rows_of(tokenizer, [("<|im_start|>é?\n", False)], [("a", False)])
+    del batch["labels"]
+    batch["input_ids"], batch["attention_mask"] = (
+        torch.stack([batch[name][0], batch[name][1].flip(0)])
+        for name in ("input_ids", "attention_mask")
+    )
+    assert (
+        plain(batch_report(batch, tokenizer))
+        == """\
+2 rows x 5 tokens: 6 read (60%), 4 padding (40%)
+read ··· padding ⏎ line feed
+
+row 0, source 3: 5 tokens
+<|im_start|>é?⏎
+
+row 1, source 4: 1 tokens
+a
+···· 4 padding on the left
+"""
+    )
+
+
 def test_much_padding_is_not_spelt_out(tokenizer):
     batch = rows_of(tokenizer, [("x" * 90, False)], [("y", False)])
     assert plain(batch_report(batch, tokenizer)).endswith(f"y\n{40 * '·'} 89 padding\n")
