@@ -1,4 +1,4 @@
-"""Next-token loss and log-probabilities straight from hidden states, without the (N, V) logits.
+"""Next-token loss and statistics straight from hidden states, without the (N, V) logits.
 
 The logits of a language model are its largest tensor: at 2,048 tokens and 49,152 entries they take
 400 MB in float32, and their gradient as much again. Every function here goes through the output
@@ -20,6 +20,7 @@ from lit_llm.functional.linear_head import (
     LinearHead,
     accumulation_dtype,
     add_at,
+    check_operands,
     chunks,
     compute_dtype,
     log_prob_blocks,
@@ -79,60 +80,18 @@ def linear_cross_entropy(
     Raises:
         ValueError: Shapes that do not fit together, or a chunk size below 1.
     """
-    _check(hidden, weight, targets, bias, chunk_size)
+    check_operands(hidden, weight, targets, bias, chunk_size)
     recording = torch.is_grad_enabled()
     needs = tuple(
         recording and operand is not None and operand.requires_grad
         for operand in (hidden, weight, bias)
     )
     dtype = compute_dtype(hidden)
-    rows = rows_per_chunk(weight, dtype, chunk_size)
+    rows = rows_per_chunk(len(weight), dtype, chunk_size)
     loss, nll, num_targets = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, targets, ignore_index, z_loss, rows, dtype, needs
     )
     return LinearCrossEntropy(loss, nll, num_targets)
-
-
-def token_log_probs(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
-    bias: Tensor | None = None,
-    temperature: float = 1.0,
-    ignore_index: int = IGNORE_INDEX,
-    chunk_size: int | None = None,
-) -> Tensor:
-    """Log-probability of each target under ``softmax(logits / temperature)``.
-
-    Differentiable in ``hidden``, ``weight`` and ``bias``; the backward pass computes the logits
-    a second time, chunk by chunk, instead of keeping them.
-
-    Args:
-        hidden: (N, D) hidden states after the final norm.
-        weight: (V, D) output projection.
-        targets: (N,) long, the token scored by each row.
-        bias: (V,) bias of the output projection.
-        temperature: Sampling temperature the logits are divided by.
-        ignore_index: Target value of rows that are skipped; their log-probability is 0.
-        chunk_size: Rows of logits held at once; by default as many as take 64 MB.
-
-    Returns:
-        (N,) float32 log-probabilities in nats (float64 for float64 operands).
-
-    Raises:
-        ValueError: Shapes that do not fit together, a chunk size below 1, or a temperature that is
-            not positive.
-    """
-    _check(hidden, weight, targets, bias, chunk_size)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, not {temperature}")
-    dtype = compute_dtype(hidden)
-    rows = rows_per_chunk(weight, dtype, chunk_size)
-    result: Tensor = _TokenLogProbs.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, ignore_index, temperature, rows, dtype
-    )
-    return result
 
 
 @torch.no_grad()
@@ -161,13 +120,13 @@ def token_statistics(
     Raises:
         ValueError: Shapes that do not fit together, or a chunk size below 1.
     """
-    _check(hidden, weight, targets, bias, chunk_size)
+    check_operands(hidden, weight, targets, bias, chunk_size)
     dtype = compute_dtype(hidden)
     nll = hidden.new_zeros(targets.shape, dtype=accumulation_dtype(dtype))
     correct = torch.zeros_like(targets, dtype=torch.bool)
     with no_autocast(hidden):
         head = LinearHead(weight, bias, dtype)
-        for index in chunks(targets, ignore_index, rows_per_chunk(weight, dtype, chunk_size)):
+        for index in chunks(targets, ignore_index, rows_per_chunk(len(weight), dtype, chunk_size)):
             logits = head.logits(hidden[index].to(dtype))
             for rows, log_probs in log_prob_blocks(logits):
                 chosen = targets[index[rows]]
@@ -261,72 +220,3 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_bias is None else (grad_bias * grad_loss).to(bias_dtype),
             *(None,) * 6,
         )
-
-
-class _TokenLogProbs(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        ignore_index: int,
-        temperature: float,
-        chunk_rows: int,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        result = hidden.new_zeros(targets.shape, dtype=accumulation_dtype(dtype))
-        with no_autocast(hidden):
-            head = LinearHead(weight, bias, dtype)
-            for index in chunks(targets, ignore_index, chunk_rows):
-                logits = head.logits(hidden[index].to(dtype))
-                for rows, log_probs in log_prob_blocks(logits, temperature):
-                    chosen = targets[index[rows]][:, None]
-                    result[index[rows]] = log_probs.gather(1, chosen).squeeze(1)
-        ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.settings = (ignore_index, temperature, chunk_rows, dtype)
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets = ctx.saved_tensors
-        ignore_index, temperature, chunk_rows, dtype = ctx.settings
-        grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        with no_autocast(hidden):
-            head = LinearHead(weight, bias, dtype, ctx.needs_input_grad[:3])
-            for index in chunks(targets, ignore_index, chunk_rows):
-                h, target = hidden[index].to(dtype), targets[index][:, None]
-                scale = grad_output[index][:, None] / temperature
-                logits = head.logits(h)
-                for rows, log_probs in log_prob_blocks(logits, temperature):
-                    # d log p(target) / d logits = (onehot - p) / temperature
-                    grad = add_at(log_probs.exp_().neg_(), target[rows], 1.0)
-                    logits[rows] = grad.mul_(scale[rows])
-                grad_h = head.backward(h, logits)
-                if grad_hidden is not None and grad_h is not None:
-                    grad_hidden[index] = grad_h.to(grad_hidden.dtype)
-        grad_weight, grad_bias = head.gradients()
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            *(None,) * 5,
-        )
-
-
-def _check(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, chunk_size: int | None
-) -> None:
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"hidden must be (N, D) and weight (V, D), not {tuple(hidden.shape)} "
-            f"and {tuple(weight.shape)}"
-        )
-    if targets.shape != hidden.shape[:1]:
-        raise ValueError(f"targets must be ({hidden.shape[0]},), not {tuple(targets.shape)}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be ({weight.shape[0]},), not {tuple(bias.shape)}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")

@@ -1,4 +1,4 @@
-"""The output projection taken a few rows at a time: what the functions of language_model share.
+"""The output projection taken a few rows at a time: what language_model and log_probs share.
 
 Legend: C rows of a chunk, D width, V vocabulary.
 """
@@ -111,9 +111,9 @@ def no_autocast(hidden: Tensor) -> torch.autocast:
     return torch.autocast(hidden.device.type, enabled=False)
 
 
-def rows_per_chunk(weight: Tensor, dtype: torch.dtype, chunk_size: int | None) -> int:
+def rows_per_chunk(vocabulary: int, dtype: torch.dtype, chunk_size: int | None) -> int:
     """``chunk_size``, or as many rows as take 64 MB of logits."""
-    return chunk_size or max(1, _CHUNK_BYTES // max(1, weight.shape[0] * dtype.itemsize))
+    return chunk_size or max(1, _CHUNK_BYTES // max(1, vocabulary * dtype.itemsize))
 
 
 def chunks(targets: Tensor, ignore_index: int, rows: int) -> Iterator[Tensor]:
@@ -121,3 +121,20 @@ def chunks(targets: Tensor, ignore_index: int, rows: int) -> Iterator[Tensor]:
     kept = (targets != ignore_index).nonzero().squeeze(1)
     if kept.numel():
         yield from kept.tensor_split(-(-kept.numel() // rows))
+
+
+def check_operands(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, chunk_size: int | None
+) -> None:
+    """Raise a ValueError for shapes that do not fit together and for a chunk without rows."""
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden must be (N, D) and weight (V, D), not {tuple(hidden.shape)} "
+            f"and {tuple(weight.shape)}"
+        )
+    if targets.shape != hidden.shape[:1]:
+        raise ValueError(f"targets must be ({hidden.shape[0]},), not {tuple(targets.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},), not {tuple(bias.shape)}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")

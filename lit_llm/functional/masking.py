@@ -1,4 +1,4 @@
-"""Targets and attention masks for language modelling.
+"""Targets and attention masks for language modelling, and sums under a mask.
 
 Legend: B batch, T sequence.
 """
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.functional.language_model import IGNORE_INDEX
+from lit_llm.functional.linear_head import accumulation_dtype
 
 
 def shift_labels(labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
@@ -62,3 +63,49 @@ def segment_lengths(segments: Tensor) -> Tensor:
     counts = torch.zeros(len(segments), size, dtype=torch.long, device=segments.device)
     counts.scatter_add_(1, index, real.long())
     return counts.gather(1, index) * real
+
+
+def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Sum of the values where the mask is not 0.
+
+    What lies outside the mask takes no part at all, not even NaN or infinity: they would survive a
+    product with 0, in the sum and in its gradient.
+
+    Args:
+        values: Any shape.
+        mask: The same shape, bool or numbers.
+        dim: Axis to sum over; by default all.
+
+    Returns:
+        float32 (float64 for float64 values); 0 where the mask is empty.
+
+    Raises:
+        ValueError: Shapes that differ.
+    """
+    if values.shape != mask.shape:
+        raise ValueError(
+            f"values and mask must have one shape, not {tuple(values.shape)} and "
+            f"{tuple(mask.shape)}"
+        )
+    kept = torch.where(mask.bool(), values.to(accumulation_dtype(values.dtype)), 0.0)
+    return kept.sum() if dim is None else kept.sum(dim)
+
+
+def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Mean of the values where the mask is not 0; see :func:`masked_sum`.
+
+    Args:
+        values: Any shape.
+        mask: The same shape, bool or numbers.
+        dim: Axis to take the mean over; by default all.
+
+    Returns:
+        float32 (float64 for float64 values); 0 where the mask is empty.
+
+    Raises:
+        ValueError: Shapes that differ.
+    """
+    total = masked_sum(values, mask, dim)
+    counted = mask.bool()
+    count = counted.sum() if dim is None else counted.sum(dim)
+    return total / count.clamp(min=1)

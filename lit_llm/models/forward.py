@@ -9,7 +9,6 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
@@ -19,6 +18,7 @@ from lit_llm.functional import (
     block_diagonal_causal_mask,
     linear_cross_entropy,
     logits_cross_entropy,
+    logits_log_probs_and_entropy,
     logits_statistics,
     shift_labels,
     token_log_probs,
@@ -234,10 +234,22 @@ def causal_lm_log_probs(
     else:
         output, packed = _full_output(model, input_ids, attention_mask, None, None)
         rows = targets.flatten()[packed.places] if packed else targets.flatten()
-        logits = output.logits.flatten(0, 1).float() / temperature
-        nll = F.cross_entropy(logits, rows, reduction="none", ignore_index=IGNORE_INDEX)
-        result = -nll
+        logits = output.logits.flatten(0, 1)
+        result, _ = logits_log_probs_and_entropy(logits, rows, temperature=temperature)
     return (packed.restore(result) if packed else result).view_as(targets)
+
+
+def full_logits(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, T, V) and hidden states (B, T, D) of a model whose head is more than a matrix."""
+    output, packed = _full_output(
+        model, input_ids, attention_mask, None, None, output_hidden_states=True
+    )
+    logits, hidden = output.logits, output.hidden_states[-1]
+    if packed:
+        logits, hidden = (packed.restore(value.flatten(0, 1)) for value in (logits, hidden))
+    return logits, hidden
 
 
 def _targets(labels: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
@@ -260,12 +272,12 @@ def _hidden_rows(
 
 
 def _full_output(
-    model: nn.Module, input_ids: Tensor, *masks: Tensor | None
+    model: nn.Module, input_ids: Tensor, *masks: Tensor | None, **wanted: bool
 ) -> tuple[Any, PaddingFree | None]:
     """The model's own output, for all tokens or for the real ones."""
     base = model if _is_prompt_learning(model) else unwrap(model)
     inputs, packed = _inputs(model, base, input_ids, *masks)
-    return base(**inputs), packed
+    return base(**inputs, **wanted), packed
 
 
 def _inputs(

@@ -1,11 +1,11 @@
-"""KL estimators against the exact KL of two categorical distributions."""
+"""KL estimators against the exact KL of two distributions, and the penalty that adapts to it."""
 
 import math
 
 import pytest
 import torch
 
-from lit_llm.functional import kl_estimate
+from lit_llm.functional import adapted_kl_coef, kl_estimate
 
 POLICY = torch.tensor([0.7, 0.2, 0.05, 0.05], dtype=torch.float64)
 REFERENCE = torch.tensor([0.05, 0.05, 0.1, 0.8], dtype=torch.float64)
@@ -98,3 +98,48 @@ def test_what_does_not_fit_is_refused() -> None:
         kl_estimate(torch.zeros(2), torch.zeros(2, 1))
     with pytest.raises(ValueError, match="'k4'"):
         kl_estimate(torch.zeros(2), torch.zeros(2), "k4")
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [
+        # 256 samples of a horizon of 1024: a quarter of the relative error, of 0.2 at most.
+        (6.0, 0.5),
+        (6.6, 0.5 * 1.025),
+        (5.4, 0.5 * 0.975),
+        (60.0, 0.5 * 1.05),
+        (math.inf, 0.5 * 1.05),
+        (0.0, 0.5 * 0.95),
+        (-3.0, 0.5 * 0.95),  # k1 may fall below 0
+        (math.nan, 0.5),
+    ],
+)
+def test_the_coefficient_follows_the_error_by_hand(kl: float, expected: float) -> None:
+    found = adapted_kl_coef(0.5, kl, target=6.0, horizon=1024, num_samples=256)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_coefficient_never_moves_by_more_than_a_fifth() -> None:
+    for num_samples in (1, 100, 1000, 10**6):
+        for kl, bound in ((1e9, 1.2), (0.0, 0.8)):
+            found = adapted_kl_coef(1.0, kl, target=6.0, horizon=1000, num_samples=num_samples)
+            assert abs(found - 1) == pytest.approx(0.2 * min(num_samples / 1000, 1))
+            assert (found - 1) * (bound - 1) > 0
+
+
+@pytest.mark.parametrize("start", [0.01, 30.0])
+def test_the_controller_holds_its_target(start: float) -> None:
+    """A policy whose KL falls as the penalty grows ends where its KL is the target, and stays."""
+    coefficient = start
+    for _ in range(600):
+        kl = 3 / coefficient  # the target is reached at 0.5
+        coefficient = adapted_kl_coef(coefficient, kl, target=6.0, horizon=1000, num_samples=100)
+        assert coefficient > 0
+    assert coefficient == pytest.approx(0.5, rel=1e-3)
+    assert adapted_kl_coef(0.5, 6.0, target=6.0, horizon=1000, num_samples=100) == 0.5
+
+
+@pytest.mark.parametrize(("target", "horizon"), [(0.0, 100.0), (6.0, 0.0), (math.nan, 100.0)])
+def test_a_controller_without_a_target_is_refused(target: float, horizon: float) -> None:
+    with pytest.raises(ValueError, match="target and horizon"):
+        adapted_kl_coef(0.1, 6.0, target=target, horizon=horizon, num_samples=16)
