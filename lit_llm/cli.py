@@ -43,10 +43,12 @@ _NOISE = (
     r".*is smaller than the logging interval.*",
     r".*is not supported by the model summary.*",  # the run is in that precision all the same
     r".*across ranks is zero.*",  # splits that the settings leave empty
+    r".*returned `None`.*",  # minibatches that PPO skips
+    r".*module\(s\) in eval mode.*",  # frozen references and rewards
 )
 
 # What the module must know of the data: the command line takes it from there.
-_SHARED = {"tokenizer", "seq_len", "chat_template", "pad_token"}
+_SHARED = {"tokenizer", "seq_len", "prompt_len", "chat_template", "pad_token"}
 
 # These write and read checkpoints themselves and refuse a plugin for it.
 _OWN_CHECKPOINT_IO = ("fsdp", "deepspeed", "model_parallel", "modelparallel")
@@ -61,6 +63,7 @@ class RecipeCLI(LightningCLI):
         output_dir: Where the run goes by default.
         config: YAML with the recipe's defaults.
         samples: What shows, at every validation, what the model says.
+        callbacks: What else watches the run, by the name of its settings.
         args: Command line arguments; ``None`` takes those of the process.
     """
 
@@ -72,13 +75,14 @@ class RecipeCLI(LightningCLI):
         output_dir: str,
         config: Path,
         samples: type[Callback] = SampleContinuations,
+        callbacks: dict[str, type[Callback]] | None = None,
         args: list[str] | None = None,
     ) -> None:
         for message in _NOISE:
             warnings.filterwarnings("ignore", message="\\s*" + message, module=r"lightning.*")
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
         self._default_output_dir = output_dir
-        self._samples_class = samples
+        self._own_callbacks = {"samples": samples, **(callbacks or {})}
         self._module_class, self._data_class = module_class, data_class
         self.results: dict[str, Any] = {}
         super().__init__(
@@ -128,7 +132,8 @@ class RecipeCLI(LightningCLI):
         parser.add_class_arguments(LoggingConfig, "logging")
         parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Throughput, "throughput")
-        parser.add_lightning_class_args(self._samples_class, "samples")
+        for name, callback in self._own_callbacks.items():
+            parser.add_lightning_class_args(callback, name)
         parser.link_arguments(
             "output_dir", "checkpoint.dirpath", compute_fn=lambda path: f"{path}/checkpoints"
         )
@@ -240,7 +245,8 @@ class RecipeCLI(LightningCLI):
         """Train, from the start or from the checkpoint that ``--resume`` chose.
 
         Raises:
-            SystemExit: With code 0, after SIGTERM has been answered with a checkpoint.
+            SystemExit: With code 0, after SIGTERM has been answered with a checkpoint; with code 1,
+                after the health check has ended the run.
         """
         if self.trainer.is_global_zero:
             put_aside_newer(self.output_dir / "checkpoints", self.ckpt_path)
@@ -256,7 +262,7 @@ class RecipeCLI(LightningCLI):
             )
         except RunStopped as stop:
             rank_zero_info(str(stop))
-            raise SystemExit(0) from None
+            raise SystemExit(stop.code) from None
         except ValueError as error:
             if "val_check_interval" not in str(error):
                 raise

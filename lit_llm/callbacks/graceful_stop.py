@@ -14,6 +14,9 @@ from lit_llm.callbacks.checkpoint import checkpoint_path
 class RunStopped(Exception):
     """The run was asked to stop and has saved itself; ``args[0]`` says where."""
 
+    code = 0
+    """The exit code of the process."""
+
 
 class GracefulStop(Callback):
     """Save and stop at the end of the current optimizer step when SIGTERM arrives.

@@ -1,6 +1,5 @@
 """The report of a training run: what went in, how it went, what came out."""
 
-import csv
 import json
 import platform
 import sys
@@ -10,25 +9,11 @@ from typing import Any
 
 import yaml
 
+from lit_llm.evaluation.curves import matching, plot_curves, read_metrics
+from lit_llm.evaluation.ppo_report import health_section, responses_section
 from lit_llm.strategies.checkpoint_io import write_text
 
 _PACKAGES = ("lit_llm", "torch", "lightning", "transformers", "datasets", "tokenizers", "peft")
-_CURVES = (
-    ("loss (nats)", ("train/loss", "val/loss")),
-    ("bits per byte", ("val/bits_per_byte",)),
-    ("accuracy", ("train/accuracy", "val/accuracy", "val/accuracy/")),
-    ("margin (score of the better answer less the worse)", ("train/margin", "val/margin")),
-    ("rewards/accuracies", ("train/rewards/accuracies", "val/rewards/accuracies")),
-    ("rewards/margins", ("train/rewards/margins", "val/rewards/margins")),
-    ("log-probability of answers (nats)", ("train/logps/", "val/logps/")),
-    ("KL from the reference (nats an answer)", ("val/objective/kl",)),
-    ("answers", ("val/stop_rate", "val/well_formed_rate", "val/rouge_l")),
-    ("learning rate", ("train/lr",)),
-    ("gradient norm", ("train/grad_norm",)),
-    ("tokens a second", ("perf/tokens_per_s",)),
-    ("tokens seen", ("data/tokens/",)),
-)
-
 _ANSWERS_SHOWN = 12
 _COLUMNS = (
     "perplexity",
@@ -48,8 +33,17 @@ _COLUMNS = (
     "rewards/accuracies",
     "rewards/margins",
     "ood/rewards/accuracies",
+    "objective/scores",
+    "scores/",
+    "win_rate",
+    "win_rate_low",
+    "win_rate_high",
+    "win_rate/",
     "objective/kl",
-)
+    "rollout/response_length",
+    "rollout/eos_rate",
+    "rollout/repetition",
+)  # a name that ends with / stands for all that begin with it
 _LEGEND = {
     "before": "before and after: this model, before and after training",
     "unigram": "unigram: token frequencies of the training text, add-one smoothing",
@@ -63,6 +57,15 @@ _LEGEND = {
     "rewards/accuracies": "rewards/accuracies: share of held-out pairs in which the better answer "
     "has become likelier by more than the worse one",
     "ood/rewards/accuracies": "ood: on the second set",
+    "objective/scores": "objective/scores: mean score of a response, the weighted sum of the "
+    "rewards; scores/NAME: by each reward and judge",
+    "win_rate": "win rate: share of held-out prompts to which the model answers better than the "
+    "model that training began from, by the sum of the rewards, ties half, with its 95 % interval "
+    "(low, high); win rate/NAME: by each reward and judge",
+    "rollout/response_length": "rollout/response length: tokens of a response",
+    "rollout/eos_rate": "rollout/eos rate: share of responses that end by themselves",
+    "rollout/repetition": "rollout/repetition: share of its n-grams that a response has said "
+    "before",
     "objective/kl": "objective/kl: KL(policy || reference) of a sampled answer, in nats",
     "stop_rate": "stop rate: share of generated answers that end by themselves",
     "well_formed_rate": "well formed: those that also have the form of the trained answers",
@@ -73,78 +76,14 @@ _LEGEND = {
 
 def results_table(rows: dict[str, dict[str, float]]) -> str:
     """Lay out measures as a Markdown table; columns that no row has are left out."""
-    present = [column for column in _COLUMNS if any(column in row for row in rows.values())]
-    lines = [
-        "| held-out text | " + " | ".join(name.replace("_", " ") for name in present) + " |",
-        "|---|" + "---:|" * len(present),
-    ]
+    measured = sorted({name for row in rows.values() for name in row})
+    present = [name for column in _COLUMNS for name in matching(column, measured)]
+    titles = [name.replace("_", " ").replace("|", "\\|") for name in present]
+    lines = ["| held-out text | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(present)]
     for name, row in rows.items():
         cells = [f"{row[c]:,.3f}" if c in row else "" for c in present]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Collect the curves of a run from its CSV files.
-
-    A resumed run starts a new file; from its first step on, it counts instead of the older one.
-
-    Args:
-        folder: The run's folder, with ``metrics/version_*/metrics.csv``.
-
-    Returns:
-        Metric name to (step, value) pairs in order of step.
-    """
-    curves: dict[str, dict[int, float]] = {}
-    files = sorted(
-        folder.glob("metrics/version_*/metrics.csv"), key=lambda p: int(p.parent.name[8:])
-    )
-    for file in files:
-        with file.open(newline="", encoding="utf-8") as handle:
-            rows = [row for row in csv.DictReader(handle) if row.get("step")]
-        steps = [int(row["step"]) for row in rows if row.get("train/loss")]
-        if steps:
-            for curve in curves.values():
-                for step in [step for step in curve if step >= min(steps)]:
-                    del curve[step]
-        for row in rows:
-            for name, value in row.items():
-                if name not in ("step", "epoch") and value:
-                    curves.setdefault(name, {})[int(row["step"])] = float(value)
-    return {name: sorted(points.items()) for name, points in curves.items() if points}
-
-
-def plot_curves(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    """Draw the curves of a run into one PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = []
-    for title, names in _CURVES:
-        chosen = [
-            name
-            for name in curves
-            if any(name == n or (n.endswith("/") and name.startswith(n)) for n in names)
-        ]
-        if chosen:
-            panels.append((title, sorted(chosen)))
-    columns = min(3, max(1, len(panels)))
-    rows = -(-max(1, len(panels)) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.1 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for index, (title, drawn) in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, index + 1)
-        for name in drawn:
-            steps, values = zip(*curves[name], strict=True)
-            marker = "o" if len(steps) < 12 else None
-            axes.plot(steps, values, label=name, linewidth=1.3, marker=marker, markersize=3)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("optimizer step", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.25)
-        if len(drawn) > 1:
-            axes.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
 
 
 def write_report(
@@ -179,6 +118,8 @@ def write_report(
     if verdict.is_file():
         headline = verdict.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         parts += ["## Verdict", f"[{headline}]({verdict.name})"]
+    if (folder / "health.jsonl").exists():
+        parts += health_section(_rows(folder / "health.jsonl"))
     if resumed_from is not None:
         parts.append(f"The run was resumed from `{resumed_from}`.")
     samples = _last_samples(folder / "samples.jsonl")
@@ -196,6 +137,7 @@ def write_report(
             f"  (reference: {row['reference']})\n```"
             for row in answers[:_ANSWERS_SHOWN]
         ]
+    parts += responses_section(_last_samples(folder / "test_responses.jsonl"), results.get("after"))
     parts += [
         "## Data",
         _fenced(yaml.safe_dump(corpus, sort_keys=False, allow_unicode=True), "yaml"),
@@ -219,10 +161,14 @@ def _fenced(text: str, language: str) -> str:
 
 
 def _last_samples(path: Path) -> list[dict[str, Any]]:
+    rows = _rows(path)
+    return [row for row in rows if row["step"] == rows[-1]["step"]]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return [row for row in rows if row["step"] == rows[-1]["step"]]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def _versions() -> list[str]:
