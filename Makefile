@@ -30,8 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: env ## the main job: tokenizer, pre-training, evaluation, samples, export and report, in minutes
 	$(BIN)/python recipes/lifecycle.py
 
+# One worker a core, each with one thread: more threads than cores slow each other down.
 test: env ## the tests, without network (ARGS="..." goes to pytest)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 check: env ## lint, format, types and the import contracts
 	$(BIN)/ruff check .
@@ -44,7 +45,7 @@ format: env ## mend what ruff can mend by itself
 	$(BIN)/ruff format .
 
 coverage: env ## the tests with a coverage report
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term $(ARGS)
 
 bench: env ## ours beside the peers on the same work (minutes; keep the machine idle)
 	$(BIN)/python benchmarks/pretrain.py $(ARGS)

@@ -26,9 +26,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of ``-n auto``: one a core that we may use, up to eight; 0, this process, for one.
+
+    A test keeps one core busy, and a worker takes a gigabyte or two.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(cores, 8) if cores > 1 else 0
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Before any test module is imported: torch reads its threads and matplotlib its backend at
-    # import, and the processes that tests start inherit them.
+    # import, and the workers and the processes that tests start inherit them.
     os.environ.update(ONE_THREAD | NO_DISPLAY | NOTHING_SENT)
     if not config.getoption("--network"):
         os.environ.update(OFFLINE)
