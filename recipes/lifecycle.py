@@ -11,6 +11,8 @@ Each stage is the recipe of its name with a config of its own, and resumes where
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
 
+import lifecycle_evaluation
+import ppo
 import pretrain
 import reward
 import sft
@@ -26,6 +28,8 @@ STAGES = {
     "pretrain": pretrain.main,
     "sft": sft.main,
     "reward": reward.main,
+    "ppo": ppo.main,
+    "evaluation": lifecycle_evaluation.main,
 }
 CONFIGS = Path(__file__).parent / "configs" / "lifecycle"
 
@@ -70,12 +74,28 @@ def main(args: list[str] | None = None) -> None:
             f"--model.base.pretrained={folder}/sft/model",
             f"--data.cache_dir={folder}/cache",
         ],
+        "ppo": [
+            f"--output_dir={folder}/ppo",
+            f"--export_dir={folder}/ppo/model",
+            f"--model.base.pretrained={folder}/sft/model",
+            f"--model.rewards={folder}/reward/model",
+            f"--model.ppo.value_from={folder}/reward/model",
+            f"--data.cache_dir={folder}/cache",
+        ],
+        "evaluation": [f"--output_dir={folder}"],
     }
-    checks = {"pretrain": check_margin, "sft": check_answers, "reward": check_accuracy}
+    checks = {
+        "pretrain": check_margin,
+        "sft": check_answers,
+        "reward": check_accuracy,
+        "ppo": check_wins,
+    }
     for name in names[first : last + 1]:
         print(f"\n=== {name} ===", flush=True)
-        run = STAGES[name]([f"--config={CONFIGS / name}.yaml", *links[name], *changed[name]])
-        if run is not None:
+        config = CONFIGS / f"{name}.yaml"
+        given = [f"--config={config}"] if config.exists() else []
+        run = STAGES[name]([*given, *links[name], *changed[name]])
+        if run is not None and name in checks:
             checks[name](run.results)
 
 
@@ -135,6 +155,20 @@ def check_accuracy(results: dict[str, dict[str, float]]) -> None:
             "preferring answers by their length; train it longer"
         )
     print(f"{told}; preferring answers by their length: {judge:.3f}")
+
+
+def check_wins(results: dict[str, dict[str, float]]) -> None:
+    """Say how much better the answers have become, and fail if they certainly have not."""
+    before, after = results["before"], results["after"]
+    low, high = after["win_rate_low"], after["win_rate_high"]
+    told = (
+        f"reward {before['objective/scores']:.3f} before, {after['objective/scores']:.3f} after; "
+        f"KL {after['objective/kl']:.2f} nats; win rate against the fine-tuned model "
+        f"{after['win_rate']:.3f} (95 % interval {low:.3f} to {high:.3f})"
+    )
+    if low <= 0.5:
+        raise UserError(f"PPO has not certainly made the answers better: {told}; train it longer")
+    print(told)
 
 
 if __name__ == "__main__":

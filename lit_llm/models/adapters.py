@@ -274,7 +274,10 @@ def save_adapter(
         if any(statistics.values()):
             text = json.dumps(statistics, indent=2) + "\n"
             (draft / "reward_statistics.json").write_text(text, encoding="utf-8")
-        peft_model.save_pretrained(draft, save_embedding_layers=grown)
+        # A critic's adapters beside the policy's stay behind.
+        peft_model.save_pretrained(
+            draft, save_embedding_layers=grown, selected_adapters=[peft_model.active_adapter]
+        )
         (draft / "README.md").unlink(missing_ok=True)  # a form, not filled in
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)

@@ -93,9 +93,13 @@ class BaseModule(LightningModule):
         steps = math.ceil(datamodule.batches_per_epoch / self.trainer.accumulate_grad_batches)
         return int(min(steps * epochs, max_steps if max_steps > 0 else steps * epochs))
 
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Build the optimizer over decay groups."""
+        return self.optimizer_factory(decay_groups(self))
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer over decay groups and a schedule that steps with every update."""
-        optimizer = self.optimizer_factory(decay_groups(self))
+        optimizer = self.build_optimizer()
         total = self.total_steps()
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.schedule.factor(step, total)

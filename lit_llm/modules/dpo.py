@@ -73,6 +73,8 @@ class DPOModule(PreferenceModule):
         UserError: For a value that makes no sense.
     """
 
+    has_reference = True
+
     def __init__(
         self,
         base: BaseModelConfig,
@@ -168,17 +170,9 @@ class DPOModule(PreferenceModule):
 
     def build_bare(self, quantization: Literal["nf4"] | None, **vocabulary: Any) -> Any:
         """Build or load the model, and remember which weights the policy starts from."""
-        model = self._build_start(quantization, **vocabulary)
+        model = super().build_bare(quantization, **vocabulary)
         self._start_fingerprint = tensors_fingerprint(dict(model.state_dict()))
         return model
-
-    def _build_start(self, quantization: Literal["nf4"] | None, **vocabulary: Any) -> Any:
-        if self.base.pretrained is None:
-            return super().build_bare(quantization, **vocabulary)
-        # New rows of a grown embedding are random, and have to be the same when loaded again.
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(0)
-            return super().build_bare(quantization, **vocabulary)
 
     def setup(self, stage: str) -> None:
         """See to the reference before any batch is loaded: by then the model is in its place."""
@@ -286,7 +280,7 @@ class DPOModule(PreferenceModule):
             vocabulary |= vocabulary_of(self.load_tokenizer())
         own, self.base = self.base, base
         try:
-            model = self._build_start(None, **vocabulary)
+            model = super().build_bare(None, **vocabulary)
         finally:
             self.base = own
         if tensors_fingerprint(dict(model.state_dict())) != self._start_fingerprint:

@@ -6,6 +6,7 @@ Shapes: B batch, T sequence, V vocabulary.
 from dataclasses import asdict
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -52,6 +53,8 @@ class ModelModule(BaseModule):
     """Whether the tokenizer needs a chat template and a padding token of its own."""
     scores_texts = False
     """Whether the model scores whole texts, by ``heads``, in place of predicting tokens."""
+    has_reference = False
+    """Whether the model that training starts from is needed again later, as it was."""
 
     def __init__(
         self,
@@ -145,7 +148,13 @@ class ModelModule(BaseModule):
             quantization: Hold the weights in 4 bits, where only adapters are trained.
             vocabulary: Size and special ids of the tokenizer.
         """
-        return build_model(self.base, seq_len=self.seq_len, quantization=quantization, **vocabulary)
+        settings = {"seq_len": self.seq_len, "quantization": quantization, **vocabulary}
+        if not self.has_reference or self.base.pretrained is None:
+            return build_model(self.base, **settings)
+        # New rows of a grown embedding are random, and have to be the same when loaded again.
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            return build_model(self.base, **settings)
 
     def exported_model(self) -> Any:
         """The model as it is handed on: a plain transformers model, adapters merged into a copy."""
@@ -161,13 +170,19 @@ class ModelModule(BaseModule):
 
     # ----- checkpoints --------------------------------------------------------------------------
 
+    def left_out(self) -> set[str]:
+        """Names of what is in the module's state but in no checkpoint: it is on disk already."""
+        return self._frozen
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Describe the model, so that a checkpoint loads by itself.
 
         A whole model describes its architecture, and needs neither tokenizer nor Hub. Adapters
         leave out the frozen weights of a pretrained model, but tell which they were.
         """
-        hyper_parameters, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+        hyper_parameters, left_out = checkpoint["hyper_parameters"], self.left_out()
+        state = {k: v for k, v in checkpoint["state_dict"].items() if k not in left_out}
+        checkpoint["state_dict"] = state
         if self.saves_frozen:
             base = {**asdict(self.base), "pretrained": None, "preset": None}
             base["config"] = config_fields(self.model.config)
@@ -178,7 +193,6 @@ class ModelModule(BaseModule):
             return
         hyper_parameters |= {"base": asdict(self.base), "tokenizer": self.tokenizer_path}
         checkpoint["frozen"] = self._base_fingerprint
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if k not in self._frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse adapters that were trained on other weights.
@@ -187,15 +201,15 @@ class ModelModule(BaseModule):
             UserError: The checkpoint is of another model.
         """
         super().on_load_checkpoint(checkpoint)
-        if self.saves_frozen or not checkpoint.get("state_dict"):
+        if self.strict_loading or not checkpoint.get("state_dict"):
             return
-        differing = (self.state_dict().keys() - self._frozen) ^ checkpoint["state_dict"].keys()
+        differing = (self.state_dict().keys() - self.left_out()) ^ checkpoint["state_dict"].keys()
         if differing:
             raise UserError(
                 f"the checkpoint is of another model: {min(differing)} exists only here or only "
                 "there; resume with the settings it was trained with, or give another --output_dir"
             )
-        if checkpoint.get("frozen") != self._base_fingerprint:
+        if not self.saves_frozen and checkpoint.get("frozen") != self._base_fingerprint:
             raise UserError(
                 f"the checkpoint holds adapters of another base model than {self.base.pretrained}; "
                 "give the weights it was trained on (model.base.pretrained) or another --output_dir"

@@ -116,7 +116,7 @@ def generate(
     responses: dict[int, Response] = {}
     # The longest first, so that a batch that does not fit into memory fails at once.
     order = sorted(range(len(kept)), key=lambda index: -len(kept[index]))
-    with _aside(model, seed):
+    with aside(model, seed):
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
             output = _run(model, [kept[index] for index in batch], settings)
@@ -159,7 +159,7 @@ def stream(
 
     def sample() -> None:
         try:
-            with _aside(model, seed):
+            with aside(model, seed):
                 _run(model, [kept], settings, streamer)
             streamer.tokens.put(None)
         except BaseException as error:  # raised again where the tokens are read
@@ -281,7 +281,7 @@ def _run(
 
 
 @contextmanager
-def _aside(model: Any, seed: int) -> Iterator[None]:
+def aside(model: Any, seed: int = 0) -> Iterator[None]:
     """Sample without a trace in the training: its random numbers, modes and compiled graphs."""
     from transformers import GenerationConfig as TransformersConfig
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_llm.errors import UserError
 
@@ -15,8 +16,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its final place, flush it to disk, then rename it.
 
     Lightning's writer builds the whole file in memory and moves it from the system's temporary
-    folder, which is a copy, and so can be cut off, where that is another file system.
+    folder, which is a copy, and so can be cut off, where that is another file system. The first one
+    of a run tells how large they are.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = False
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None
@@ -32,6 +38,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
+        if not self._told:
+            self._told = True
+            tensors = checkpoint.get("state_dict", {}).values()
+            weights = sum(value.numel() * value.element_size() for value in tensors)
+            size = target.stat().st_size
+            rank_zero_info(
+                f"Checkpoints take {size / 1e6:.1f} MB, {weights / 1e6:.1f} MB of it weights"
+            )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,8 +12,9 @@ from lit_llm.strategies.checkpoint_io import read_checkpoint
 # What may differ between a run and its continuation without changing what is trained. A second
 # test set yields to the training, while val_sources and val_fraction take samples away from it.
 _FREE = re.compile(
-    r"^(output_dir|export_dir|resume|config|inspect|logging|checkpoint|samples|throughput"
+    r"^(output_dir|export_dir|resume|config|inspect|logging|checkpoint|samples|throughput|health"
     r"|data\.(num_workers|cache_dir|val_micro_batch_size|ood_sources)"
+    r"|data\.(val_prompts|test_prompts|val_batch_size)|model\.judges"
     r"|trainer\.(?!accumulate_grad_batches|gradient_clip|precision|max_steps|max_epochs|limit_train)\w+)(\.|$)"
 )
 

@@ -1,0 +1,391 @@
+"""The models of reinforcement learning in one module: policy, reference, critic and rewards.
+
+Shapes: B rows, T prompt and response, R response.
+"""
+
+import copy
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from lit_llm.data.prompts import Prompt
+from lit_llm.errors import UserError
+from lit_llm.models.adapter_switches import active_adapter, adapters_off, add_second_adapter
+from lit_llm.models.adapters import AdapterConfig, unwrap
+from lit_llm.models.compile import compile_blocks
+from lit_llm.models.config import BaseModelConfig
+from lit_llm.models.forward import hidden_states
+from lit_llm.models.policy import policy_output
+from lit_llm.models.value import ValueHead, build_value_model, width_of
+from lit_llm.models.vocabulary import vocabulary_of
+from lit_llm.modules.frozen import tensors_fingerprint
+from lit_llm.modules.model import ModelModule
+from lit_llm.modules.ppo_config import PPOConfig
+from lit_llm.modules.rewards import RewardConfig, Rewards, reward_names
+from lit_llm.modules.schedules import Schedule
+from lit_llm.rollout.engine import RolloutEngine
+from lit_llm.rollout.generation import GenerationConfig, Response
+from lit_llm.rollout.rewards import RewardSample
+from lit_llm.rollout.sampling import SamplingEngine
+
+CRITIC = "value"
+_FROZEN = ("reference.", "rewards.", "judges.")
+_ADAPTED = ("lora_", "modules_to_save", "original_module")
+
+
+class Views(NamedTuple):
+    """What the models say about responses, (B, R) float32 each, 0 where there is no token.
+
+    Attributes:
+        logprobs: Of the tokens under the policy, in nats.
+        entropy: Of the distributions they were sampled from, in nats.
+        values: Of the states before the tokens; 0 without a critic.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor
+
+
+class ActorCriticModule(ModelModule):
+    """Policy, reference, critic and rewards: how they are built, run and kept in checkpoints.
+
+    The reference is the policy as it was at the start: with adapters the policy without them,
+    otherwise a frozen copy. Reference and rewards are part of the module, so that strategies place
+    them, but in evaluation mode and in no checkpoint.
+
+    Args:
+        base: The model to start from. Dropout is off: the policy would not be the one that sampled.
+        tokenizer: Folder, Hub name or .gguf file of the tokenizer.
+        prompt_len: Longest prompt, in tokens.
+        optimizer: Builds the optimizer from parameter groups.
+        schedule: The learning rate over the run.
+        chat_template: File with a chat template.
+        pad_token: Text of the padding token.
+        adapter: Train adapters instead of all weights.
+        ppo: How the policy learns.
+        generation: How responses are sampled.
+        rewards: What responses are scored by.
+        judges: What they are also scored by, without learning from it.
+        rollout_engine: Import path of what builds another rollout engine.
+
+    Raises:
+        UserError: For a value that makes no sense.
+    """
+
+    has_reference = True
+
+    def __init__(
+        self,
+        base: BaseModelConfig,
+        tokenizer: str | None,
+        prompt_len: int,
+        optimizer: OptimizerCallable,
+        schedule: Schedule,
+        chat_template: str | None,
+        pad_token: str | None,
+        adapter: AdapterConfig | None,
+        ppo: PPOConfig,
+        generation: GenerationConfig,
+        rewards: Sequence[RewardConfig],
+        judges: Sequence[RewardConfig],
+        rollout_engine: str | None,
+    ) -> None:
+        # From a checkpoint, which holds plain data.
+        base = BaseModelConfig(**base) if isinstance(base, dict) else base
+        ppo = PPOConfig(**ppo) if isinstance(ppo, dict) else ppo
+        generation = GenerationConfig(**generation) if isinstance(generation, dict) else generation
+        base = replace(base, dropout=0.0) if base.dropout is None else base
+        seq_len = prompt_len + generation.max_new_tokens
+        super().__init__(
+            base, tokenizer, seq_len, optimizer, schedule, chat_template, pad_token, adapter
+        )
+        self.hparams.pop("seq_len")  # it follows from the other two
+        _check(base, self.adapter, ppo, generation, rewards)
+        if both := set(reward_names(rewards)) & set(reward_names(judges)):
+            raise UserError(
+                f"a reward and a judge are both called {min(both)!r}; give one a name "
+                "(the field name of model.rewards or model.judges)"
+            )
+        self.save_hyperparameters(
+            {
+                "prompt_len": prompt_len,
+                "ppo": asdict(ppo),
+                "generation": asdict(generation),
+                "rewards": [asdict(one) for one in rewards],
+                "judges": [asdict(one) for one in judges],
+                "rollout_engine": rollout_engine,
+            }
+        )
+        self.prompt_len = prompt_len
+        self.ppo = ppo
+        self.generation = generation
+        self.reward_configs, self.judge_configs = list(rewards), list(judges)
+        self.rollout_engine = rollout_engine
+        self.reference: nn.Module | None = None
+        self.value_model: nn.Module | None = None
+        self.value_head: nn.Module | None = None
+        self.rewards: Any = None
+        self.judges: Any = None
+        self._engine: RolloutEngine | None = None
+        self._start_fingerprint = ""
+        self.strict_loading = False
+
+    # ----- building -----------------------------------------------------------------------------
+
+    def build_model(self, tokenizer: Any | None) -> Any:
+        """Build the policy, and around it what it learns from."""
+        model = super().build_model(tokenizer)
+        state = unwrap(model).state_dict()
+        self._start_fingerprint = tensors_fingerprint(
+            {k: v for k, v in state.items() if not any(part in k for part in _ADAPTED)}
+        )
+        if self.ppo.has_critic:
+            self._build_critic(model, tokenizer)
+        if self._trainer is None:  # a policy that is only looked at
+            return model
+        if self.adapter is None:
+            self.reference = copy.deepcopy(model).requires_grad_(False).eval()
+        settings: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "max_length": self.seq_len,
+            "batch_size": self.batch_sizes().micro_batch_size,
+            "dtype": "bfloat16" if "bf16" in str(self.trainer.precision) else "float32",
+        }
+        self.rewards = Rewards(self.reward_configs, **settings)
+        self.judges = Rewards(self.judge_configs, **settings) if self.judge_configs else None
+        return model
+
+    def _build_critic(self, model: Any, tokenizer: Any | None) -> None:
+        if self.ppo.value_model == "shared":
+            self.value_head = ValueHead(width_of(unwrap(model)))
+        elif self.adapter is not None:
+            add_second_adapter(model, CRITIC)
+            self.value_head = ValueHead(width_of(unwrap(model)))
+        else:
+            base = self.base
+            if self.ppo.value_from is not None and self._trainer is not None:
+                base = replace(base, pretrained=self.ppo.value_from, preset=None, config=None)
+            vocabulary = {} if tokenizer is None else {**vocabulary_of(tokenizer)}
+            critic = build_value_model(base, seq_len=self.seq_len, **vocabulary)
+            if self.base.compile:
+                compile_blocks(critic.backbone)
+            self.value_model = critic
+
+    def batch_sizes(self) -> Any:
+        """What each device takes of an iteration."""
+        return self.ppo.batches(self.data_parallel_size)
+
+    def train(self, mode: bool = True) -> "ActorCriticModule":
+        """Set the mode of what is trained; reference and rewards stay in evaluation mode."""
+        super().train(mode)
+        for frozen in (self.reference, self.rewards, self.judges):
+            if frozen is not None:
+                frozen.eval()
+        return self
+
+    # ----- what the models say ------------------------------------------------------------------
+
+    def forward(self, part: str, *args: Any) -> Any:  # type: ignore[override]
+        """The one door to all models, so that a strategy's wrapper sees every forward.
+
+        Args:
+            part: ``views``, ``reference`` or ``scores``.
+            args: What the method of that name takes.
+        """
+        return getattr(self, f"_{part}")(*args)
+
+    def run(self, part: str, *args: Any) -> Any:
+        """``forward`` outside a step: by the strategy's root, in the run's precision."""
+        root: Any = self.trainer.strategy.model
+        with self.trainer.precision_plugin.forward_context():
+            return (self if root is None else root)(part, *args)
+
+    def _views(self, batch: dict[str, Tensor]) -> Views:
+        mask = batch["response_mask"]
+        ids, real = batch["input_ids"], batch["attention_mask"]
+        output = policy_output(self.model, ids, real, mask, temperature=self.generation.temperature)
+        values = torch.zeros_like(output.logprobs)
+        if self.value_model is not None:
+            values = self.value_model(ids, real, mask.shape[1])
+        elif self.value_head is not None and self.ppo.value_model == "shared":
+            values = self.value_head(output.hidden)
+        elif self.value_head is not None:
+            with active_adapter(self.model, CRITIC):
+                hidden = hidden_states(self.model, ids, real)
+            values = self.value_head(hidden[:, -mask.shape[1] - 1 : -1])
+        return Views(output.logprobs, output.entropy, values.masked_fill(mask == 0, 0.0))
+
+    def _reference(self, batch: dict[str, Tensor]) -> Tensor:
+        with self.reference_model() as model:
+            output = policy_output(
+                model,
+                batch["input_ids"],
+                batch["attention_mask"],
+                batch["response_mask"],
+                temperature=self.generation.temperature,
+            )
+        return output.logprobs
+
+    def _scores(self, samples: Sequence[RewardSample], judged: bool = False) -> Any:
+        return (self.judges if judged else self.rewards).score(samples)
+
+    @contextmanager
+    def reference_model(self) -> Iterator[Any]:
+        """The model that the policy started from; with adapters the policy without them."""
+        if self.adapter is None:
+            yield self.reference
+            return
+        with adapters_off(self.model):
+            yield self.model
+
+    # ----- responses ----------------------------------------------------------------------------
+
+    def respond(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, by_reference: bool = False
+    ) -> list[Response]:
+        """Let the policy, or the reference, answer prompts.
+
+        Args:
+            prompts: What to answer.
+            seeds: One a prompt: what is sampled depends on it, and not on the other prompts.
+            by_reference: Let the reference answer.
+        """
+        if not prompts:
+            return []
+        engine = self._get_engine()
+        with self.reference_model() if by_reference else nullcontext(self.model) as model:
+            engine.load(model)
+            try:
+                return engine.generate(
+                    [prompt.ids for prompt in prompts], self.generation, seeds=seeds
+                )
+            finally:
+                engine.release()
+
+    def samples(
+        self, prompts: Sequence[Prompt], responses: Sequence[Response]
+    ) -> list[RewardSample]:
+        """Prompts and responses as rewards are given them."""
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        return [
+            RewardSample(
+                prompt=prompt.text,
+                response=_response_text(tokenizer, prompt.ids, response.ids),
+                prompt_ids=prompt.ids,
+                response_ids=response.ids,
+                stopped=response.stopped,
+                messages=prompt.messages,
+                reference=prompt.reference,
+                answer_format=prompt.answer_format,
+            )
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+
+    def _get_engine(self) -> RolloutEngine:
+        if self._engine is None:
+            datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            half = "bf16" in str(self.trainer.precision)
+            factory = SamplingEngine if self.rollout_engine is None else _load(self.rollout_engine)
+            self._engine = factory(
+                pad_token_id=datamodule.pad_token_id,
+                stop_token_ids=datamodule.stop_token_ids,
+                batch_size=max(self.ppo.rollout_batch_size // self.data_parallel_size, 32),
+                dtype=torch.bfloat16 if half else None,
+            )
+        return self._engine
+
+    # ----- checkpoints --------------------------------------------------------------------------
+
+    def left_out(self) -> set[str]:
+        """What is in no checkpoint: the reference, the rewards, and frozen weights on disk."""
+        frozen = {name for name in self.state_dict() if name.startswith(_FROZEN)}
+        return super().left_out() | frozen
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what is frozen, but tell which model the policy started from."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["start"] = self._start_fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a policy that was held to another reference.
+
+        Raises:
+            UserError: The model it started from has changed since.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None and checkpoint["start"] != self._start_fingerprint:
+            raise UserError(
+                f"the checkpoint was trained against another reference than the model in "
+                f"{self.base.pretrained}; give the model it started from "
+                "(model.base.pretrained), or another --output_dir"
+            )
+
+
+def _check(
+    base: BaseModelConfig,
+    adapter: AdapterConfig | None,
+    ppo: PPOConfig,
+    generation: GenerationConfig,
+    rewards: Sequence[RewardConfig],
+) -> None:
+    if not rewards:
+        raise UserError(
+            "model.rewards is empty: nothing says what a good response is; give the folder of a "
+            "reward model, a rule, or a function (--model.rewards runs/reward/model)"
+        )
+    if generation.temperature == 0:
+        raise UserError(
+            "model.generation.temperature is 0, so every response to a prompt is the same and "
+            "nothing can be learned from comparing them; 1 is usual"
+        )
+    if generation.top_k is not None or generation.top_p < 1:
+        raise UserError(
+            "model.generation: top_k and top_p make what is sampled another policy than the one "
+            "that is trained; leave them off and lower the temperature"
+        )
+    if base.dropout or (adapter is not None and adapter.dropout):
+        raise UserError(
+            "dropout makes the policy that learns another one than the one that sampled; set "
+            "model.base.dropout and model.adapter.dropout to 0"
+        )
+    if ppo.value_from is not None and (
+        adapter is not None or ppo.value_model == "shared" or not ppo.has_critic
+    ):
+        raise UserError(
+            "model.ppo.value_from goes with a separate critic of all weights only (advantage gae, "
+            "value_model separate, no adapters); leave it out"
+        )
+    own = adapter is not None and ppo.has_critic and ppo.value_model == "separate"
+    if own and base.gradient_checkpointing:
+        raise UserError(
+            "gradient checkpointing runs layers again when the critic's adapters are off; set "
+            "model.ppo.value_model to shared, or model.base.gradient_checkpointing to false"
+        )
+
+
+def _response_text(tokenizer: Any, prompt_ids: list[int], response_ids: list[int]) -> str:
+    """What a response adds to its prompt: alone, it may lose the space that it begins with."""
+    before = tokenizer.decode(prompt_ids, skip_special_tokens=True)
+    whole: str = tokenizer.decode([*prompt_ids, *response_ids], skip_special_tokens=True)
+    if whole.startswith(before):
+        return whole[len(before) :]
+    alone: str = tokenizer.decode(response_ids, skip_special_tokens=True)
+    return alone
+
+
+def _load(path: str) -> Any:
+    """What a path ``package.module:name`` names."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"model.rollout_engine {path!r} cannot be loaded ({error}); give package.module:name"
+        ) from error
