@@ -43,7 +43,6 @@ _NOISE = (
     r".*is smaller than the logging interval.*",
     r".*is not supported by the model summary.*",  # the run is in that precision all the same
     r".*across ranks is zero.*",  # splits that the settings leave empty
-    r".*returned `None`.*",  # minibatches that PPO skips
     r".*module\(s\) in eval mode.*",  # frozen references and rewards
 )
 

@@ -27,9 +27,23 @@ def add_second_adapter(model: nn.Module, name: str) -> None:
     config = copy.deepcopy(peft_model.peft_config[peft_model.active_adapter])
     config.modules_to_save = None
     peft_model.add_adapter(name, config)
-    for path, parameter in peft_model.named_parameters():
-        if f".{name}." in path or path.endswith(f".{name}"):
-            parameter.requires_grad_(True)
+    for parameter in adapter_parameters(model, name):
+        parameter.requires_grad_(True)
+
+
+def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
+    """The weights of one adapter of a peft model; none of a model without.
+
+    Args:
+        model: Any model.
+        name: The adapter's.
+    """
+    found = []
+    for path, parameter in model.named_parameters():
+        parts = path.split(".")
+        if name in parts and any(part.startswith("lora_") for part in parts):
+            found.append(parameter)
+    return found
 
 
 @contextmanager

@@ -26,9 +26,11 @@ from lit_llm.models.value import ValueHead, build_value_model, width_of
 from lit_llm.models.vocabulary import vocabulary_of
 from lit_llm.modules.frozen import tensors_fingerprint
 from lit_llm.modules.model import ModelModule
+from lit_llm.modules.ppo_checks import check_policy, check_rewards
 from lit_llm.modules.ppo_config import PPOConfig
-from lit_llm.modules.rewards import RewardConfig, Rewards, reward_names
+from lit_llm.modules.rewards import RewardConfig, Rewards
 from lit_llm.modules.schedules import Schedule
+from lit_llm.modules.scoring_model import own_tokenizer, reads_alike
 from lit_llm.rollout.engine import RolloutEngine
 from lit_llm.rollout.generation import GenerationConfig, Response
 from lit_llm.rollout.rewards import RewardSample
@@ -107,12 +109,8 @@ class ActorCriticModule(ModelModule):
             base, tokenizer, seq_len, optimizer, schedule, chat_template, pad_token, adapter
         )
         self.hparams.pop("seq_len")  # it follows from the other two
-        _check(base, self.adapter, ppo, generation, rewards)
-        if both := set(reward_names(rewards)) & set(reward_names(judges)):
-            raise UserError(
-                f"a reward and a judge are both called {min(both)!r}; give one a name "
-                "(the field name of model.rewards or model.judges)"
-            )
+        check_rewards(rewards, judges)
+        check_policy(base, self.adapter, ppo, generation)
         self.save_hyperparameters(
             {
                 "prompt_len": prompt_len,
@@ -151,7 +149,10 @@ class ActorCriticModule(ModelModule):
         if self._trainer is None:  # a policy that is only looked at
             return model
         if self.adapter is None:
-            self.reference = copy.deepcopy(model).requires_grad_(False).eval()
+            reference = copy.deepcopy(model).requires_grad_(False).eval()
+            if self.base.compile:  # it rounds as the policy does
+                compile_blocks(reference)
+            self.reference = reference
         settings: dict[str, Any] = {
             "tokenizer": tokenizer,
             "max_length": self.seq_len,
@@ -168,9 +169,16 @@ class ActorCriticModule(ModelModule):
         elif self.adapter is not None:
             add_second_adapter(model, CRITIC)
             self.value_head = ValueHead(width_of(unwrap(model)))
-        else:
+        elif self._trainer is not None:  # where only the policy is looked at, it is left out
             base = self.base
-            if self.ppo.value_from is not None and self._trainer is not None:
+            if self.ppo.value_from is not None:
+                other = own_tokenizer(self.ppo.value_from)
+                if tokenizer is not None and not reads_alike(other, tokenizer):
+                    raise UserError(
+                        f"model.ppo.value_from {self.ppo.value_from} has another tokenizer or chat "
+                        "template than the policy, whose tokens the critic is to read; take one "
+                        "trained on the same, or leave it out"
+                    )
                 base = replace(base, pretrained=self.ppo.value_from, preset=None, config=None)
             vocabulary = {} if tokenizer is None else {**vocabulary_of(tokenizer)}
             critic = build_value_model(base, seq_len=self.seq_len, **vocabulary)
@@ -248,7 +256,12 @@ class ActorCriticModule(ModelModule):
     # ----- responses ----------------------------------------------------------------------------
 
     def respond(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, by_reference: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        *,
+        by_reference: bool = False,
+        batch_size: int | None = None,
     ) -> list[Response]:
         """Let the policy, or the reference, answer prompts.
 
@@ -256,6 +269,7 @@ class ActorCriticModule(ModelModule):
             prompts: What to answer.
             seeds: One a prompt: what is sampled depends on it, and not on the other prompts.
             by_reference: Let the reference answer.
+            batch_size: Prompts to answer at once; by default all.
         """
         if not prompts:
             return []
@@ -263,9 +277,12 @@ class ActorCriticModule(ModelModule):
         with self.reference_model() if by_reference else nullcontext(self.model) as model:
             engine.load(model)
             try:
-                return engine.generate(
-                    [prompt.ids for prompt in prompts], self.generation, seeds=seeds
-                )
+                responses = []
+                for first in range(0, len(prompts), batch_size or len(prompts)):
+                    part = slice(first, first + (batch_size or len(prompts)))
+                    ids = [prompt.ids for prompt in prompts[part]]
+                    responses += engine.generate(ids, self.generation, seeds=seeds[part])
+                return responses
             finally:
                 engine.release()
 
@@ -296,7 +313,7 @@ class ActorCriticModule(ModelModule):
             self._engine = factory(
                 pad_token_id=datamodule.pad_token_id,
                 stop_token_ids=datamodule.stop_token_ids,
-                batch_size=max(self.ppo.rollout_batch_size // self.data_parallel_size, 32),
+                batch_size=max(self.ppo.rollout_batch_size, datamodule.val_batch_size),
                 dtype=torch.bfloat16 if half else None,
             )
         return self._engine
@@ -319,6 +336,10 @@ class ActorCriticModule(ModelModule):
         Raises:
             UserError: The model it started from has changed since.
         """
+        if self._trainer is None:
+            state = checkpoint["state_dict"].items()
+            kept = {name: value for name, value in state if not name.startswith("value_model.")}
+            checkpoint["state_dict"] = kept
         super().on_load_checkpoint(checkpoint)
         if self._trainer is not None and checkpoint["start"] != self._start_fingerprint:
             raise UserError(
@@ -326,48 +347,6 @@ class ActorCriticModule(ModelModule):
                 f"{self.base.pretrained}; give the model it started from "
                 "(model.base.pretrained), or another --output_dir"
             )
-
-
-def _check(
-    base: BaseModelConfig,
-    adapter: AdapterConfig | None,
-    ppo: PPOConfig,
-    generation: GenerationConfig,
-    rewards: Sequence[RewardConfig],
-) -> None:
-    if not rewards:
-        raise UserError(
-            "model.rewards is empty: nothing says what a good response is; give the folder of a "
-            "reward model, a rule, or a function (--model.rewards runs/reward/model)"
-        )
-    if generation.temperature == 0:
-        raise UserError(
-            "model.generation.temperature is 0, so every response to a prompt is the same and "
-            "nothing can be learned from comparing them; 1 is usual"
-        )
-    if generation.top_k is not None or generation.top_p < 1:
-        raise UserError(
-            "model.generation: top_k and top_p make what is sampled another policy than the one "
-            "that is trained; leave them off and lower the temperature"
-        )
-    if base.dropout or (adapter is not None and adapter.dropout):
-        raise UserError(
-            "dropout makes the policy that learns another one than the one that sampled; set "
-            "model.base.dropout and model.adapter.dropout to 0"
-        )
-    if ppo.value_from is not None and (
-        adapter is not None or ppo.value_model == "shared" or not ppo.has_critic
-    ):
-        raise UserError(
-            "model.ppo.value_from goes with a separate critic of all weights only (advantage gae, "
-            "value_model separate, no adapters); leave it out"
-        )
-    own = adapter is not None and ppo.has_critic and ppo.value_model == "separate"
-    if own and base.gradient_checkpointing:
-        raise UserError(
-            "gradient checkpointing runs layers again when the critic's adapters are off; set "
-            "model.ppo.value_model to shared, or model.base.gradient_checkpointing to false"
-        )
 
 
 def _response_text(tokenizer: Any, prompt_ids: list[int], response_ids: list[int]) -> str:

@@ -12,9 +12,11 @@ from torch import Tensor
 from lit_llm.errors import UserError
 from lit_llm.evaluation.responses import EvaluatedResponse, response_measures
 from lit_llm.functional.policy_gradient import policy_loss, value_loss
+from lit_llm.models.adapter_switches import adapter_parameters
 from lit_llm.models.adapters import AdapterConfig
 from lit_llm.models.config import BaseModelConfig
 from lit_llm.models.forward import causal_lm_loss
+from lit_llm.modules.actor_critic import CRITIC
 from lit_llm.modules.base import decay_groups
 from lit_llm.modules.ppo_config import PPOConfig
 from lit_llm.modules.rewards import RewardConfig, as_rewards
@@ -121,19 +123,24 @@ class PPOModule(RolloutModule):
             world_size=self.data_parallel_size,
             batches_done=lambda: self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
         )
-        if stage != "fit":
-            return
+        if self.trainer.limit_train_batches != 1.0:
+            raise UserError(
+                "trainer.limit_train_batches would leave out a part of every iteration; leave it "
+                "out, and set model.ppo.rollout_batch_size and num_ppo_epochs"
+            )
         if self.trainer.accumulate_grad_batches not in (1, sizes.accumulate):
             raise UserError(
                 "trainer.accumulate_grad_batches follows from model.ppo.minibatch_size / "
                 "(micro_batch_size x devices); leave it out and set those"
             )
-        self.trainer.accumulate_grad_batches = sizes.accumulate
         if self.ppo.ptx_coef and not datamodule.ptx_sources:
             raise UserError(
                 "model.ppo.ptx_coef mixes in pre-training, so it needs texts: give "
                 "data.ptx_sources, or set it to 0"
             )
+        if stage != "fit":
+            return
+        self.trainer.accumulate_grad_batches = sizes.accumulate
         datamodule.experience_loader = lambda: self.buffer
 
     def total_steps(self) -> int:
@@ -154,7 +161,7 @@ class PPOModule(RolloutModule):
         """Build the optimizer, with groups of their own for the critic's weights."""
         own = [part for part in (self.value_model, self.value_head) if part is not None]
         critic = {id(parameter) for part in own for parameter in part.parameters()}
-        critic |= {id(p) for name, p in self.model.named_parameters() if ".value." in name}
+        critic |= {id(parameter) for parameter in adapter_parameters(self.model, CRITIC)}
         groups = []
         for group in decay_groups(self):
             for of_critic in (False, True):
@@ -170,6 +177,8 @@ class PPOModule(RolloutModule):
         """Log what a checkpoint of an iteration's last step was written before."""
         assert self.buffer is not None
         if self._sums.steps + self._sums.skipped == self.buffer.steps:
+            # Otherwise Lightning goes on within the iteration that is over, without a rollout.
+            self.trainer.fit_loop.reset_restart_stage()
             for logger in self.loggers:
                 logger.log_metrics(self.iteration_metrics, step=self.global_step - 1)
 
@@ -182,12 +191,12 @@ class PPOModule(RolloutModule):
         with torch.no_grad():
             self._rollout_metrics = self.roll_out(self.buffer)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return this micro-batch's share of the minibatch's mean loss over response tokens."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._window = UpdateSums()
         if self._skips:
-            return None
+            return self._nothing()
         config, mask = self.ppo, batch["response_mask"]
         views = self("views", batch)
         policy = policy_loss(
@@ -217,6 +226,14 @@ class PPOModule(RolloutModule):
             share = share + config.ptx_coef * self._ptx_loss(batch, batch_idx)
         return share
 
+    def _nothing(self) -> Tensor:
+        """A loss of 0 that reaches all parameters: ranks that skip a step have to do it together.
+
+        Lightning lets no rank leave a step out by returning ``None``.
+        """
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.stack([p.flatten()[:1].sum().float() for p in trained]).sum() * 0.0
+
     def _ptx_loss(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """This micro-batch's share of the mean pre-training loss, over as many rows of text."""
         assert self.buffer is not None
@@ -237,11 +254,16 @@ class PPOModule(RolloutModule):
         """Log the minibatch's means over all ranks, and decide together whether to go on."""
         super().on_before_optimizer_step(optimizer)
         if self._skips:
+            optimizer.zero_grad()  # without gradients a step leaves weights and moments alone
             self._sums.skipped += 1
             return
         totals = self._window.over_ranks(self.data_parallel_sum)
         self._sums.join(totals)
-        self.log("train/loss", totals.loss(self.ppo), prog_bar=True)
+        loss = totals.loss(self.ppo)
+        self.log("train/loss", loss, prog_bar=True, logger=False)
+        # Lightning would log it again with every step that is skipped.
+        for logger in self.loggers:
+            logger.log_metrics({"train/loss": loss}, step=self.global_step)
         limit = self.ppo.target_approxkl
         self._skips = limit is not None and totals.measures()["policy/approxkl"] > limit
 
@@ -303,6 +325,8 @@ class PPOModule(RolloutModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["ppo"] = {
             "experience": {} if self.buffer is None else self.buffer.kept(),
+            "accumulate": 0 if self.buffer is None else self.buffer.accumulate,
+            "minibatch_size": self.ppo.minibatch_size,
             "iteration": self.iteration,
             "kl_coef": self.kl_coef,
             "score_moments": list(self.score_moments),
@@ -312,13 +336,39 @@ class PPOModule(RolloutModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on in the midst of an iteration."""
+        """Go on in the midst of an iteration.
+
+        Raises:
+            UserError: The checkpoint is of iterations of other sizes.
+        """
         super().on_load_checkpoint(checkpoint)
         kept = checkpoint["ppo"]
         if self.buffer is not None:
+            if kept["minibatch_size"] != self.ppo.minibatch_size:
+                raise UserError(
+                    f"the checkpoint was trained with minibatch_size {kept['minibatch_size']}; go "
+                    "on with that (model.ppo.minibatch_size), or start over (--resume never)"
+                )
             self.buffer.restore(kept["experience"])
+            _count_in(checkpoint, kept["accumulate"], self.buffer.accumulate)
         self.iteration, self.kl_coef = kept["iteration"], kept["kl_coef"]
         self.score_moments = list(kept["score_moments"])
         self._rollout_metrics = dict(kept["rollout_metrics"])
         self._sums = UpdateSums.of(kept["sums"])
         self._skips = kept["skips"]
+
+
+def _count_in(checkpoint: dict[str, Any], before: int, now: int) -> None:
+    """Let Lightning count the iteration's micro-batches as they are now.
+
+    With other devices, or another micro_batch_size, a minibatch has another number of them.
+
+    Args:
+        checkpoint: Of a run that is resumed; changed in place.
+        before: Micro-batches of a minibatch there.
+        now: Micro-batches of a minibatch here.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    moved = progress["ready"] // before * now - progress["ready"]
+    for name in progress:
+        progress[name] += moved

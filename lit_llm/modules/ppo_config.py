@@ -19,6 +19,8 @@ class PPOConfig:
         minibatch_size: Responses of an optimizer step, over all devices.
         micro_batch_size: Responses that go through the models at once on each device; by default a
             minibatch's share.
+        rollout_micro_batch_size: Responses that each device samples at once; by default its whole
+            share, which is quickest, and needs memory for the keys and values of all of them.
         num_ppo_epochs: Times that an iteration goes through its responses.
         group_size: Responses to each prompt; grpo and rloo compare them with each other.
         advantage: ``gae`` learns a critic (https://arxiv.org/abs/1506.02438); ``grpo``
@@ -63,6 +65,7 @@ class PPOConfig:
     rollout_batch_size: int = 64
     minibatch_size: int = 16
     micro_batch_size: int | None = None
+    rollout_micro_batch_size: int | None = None
     num_ppo_epochs: int = 2
     group_size: int = 1
     advantage: Literal["gae", "grpo", "rloo"] = "gae"
@@ -94,6 +97,10 @@ class PPOConfig:
         for name in ("rollout_batch_size", "minibatch_size", "num_ppo_epochs", "group_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.ppo: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("micro_batch_size", "rollout_micro_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"model.ppo: {name} must be at least 1, got {value}")
         if self.rollout_batch_size % self.minibatch_size:
             raise UserError(
                 f"model.ppo: rollout_batch_size {self.rollout_batch_size} must be a multiple of "

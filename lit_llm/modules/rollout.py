@@ -98,12 +98,15 @@ class RolloutModule(ActorCriticModule):
         seeds = [row_seed(self.ppo.seed, "rollout", self.iteration, row) for row in range(count)]
         share = count // buffer.world_size
         own = slice(buffer.rank * share, (buffer.rank + 1) * share)
-        responses = self.respond(prompts[own], seeds[own])
+        size = self.ppo.rollout_micro_batch_size
+        responses = self.respond(prompts[own], seeds[own], batch_size=size)
         sampled = time.perf_counter() - started
         scored = _gathered(
             list(zip(responses, *self._judged(prompts[own], responses), strict=True))
         )
-        everything = [row for part in scored[: buffer.world_size] for row in part]
+        # Tensor parallel ranks hold the same rows.
+        copies = len(scored) // buffer.world_size
+        everything = [row for part in scored[::copies] for row in part]
         responses = [row[0] for row in everything]
 
         experience = Experience.of(
@@ -116,12 +119,12 @@ class RolloutModule(ActorCriticModule):
         views = self._views_of(experience, buffer.first_epoch())
         scores = torch.tensor([row[1] for row in everything])
         metrics = self._learnable(experience, views, scores, responses)
-        own_tokens = sum(len(response.ids) for response in responses[own])
+        tokens = sum(len(response.ids) for response in responses)
         metrics |= {
             "rollout/response_length": _mean([len(response.ids) for response in responses]),
             "rollout/eos_rate": _mean([response.stopped for response in responses]),
             "rollout/repetition": _mean([repetition(response.ids) for response in responses]),
-            "rollout/tokens_per_s": own_tokens / max(sampled, 1e-9),
+            "rollout/tokens_per_s": tokens / max(sampled, 1e-9),
             **_means_of([row[2] for row in everything], "scores"),
             **_means_of([row[3] for row in everything], "judge"),
             "rollout/seconds": time.perf_counter() - started,
@@ -184,9 +187,7 @@ class RolloutModule(ActorCriticModule):
             found = explained_variance(values, experience.returns, mask)
             metrics["value/explained_variance"] = float(found)
         else:
-            kind: Any = config.advantage
-            own = group_advantages(rewards.sum(1), config.group_size, kind)
-            advantages = own[:, None] * mask
+            advantages = self._compared(scores, penalty.sum(1))[:, None] * mask
         if config.whitens_advantages:
             advantages = whiten(advantages, mask)
         experience.advantages = advantages
@@ -199,6 +200,18 @@ class RolloutModule(ActorCriticModule):
                 num_samples=config.rollout_batch_size,
             )
         return metrics
+
+    def _compared(self, scores: Tensor, penalties: Tensor) -> Tensor:
+        """How much better each response is than the others to its prompt, (N,).
+
+        grpo divides by the deviation within a group. The price of the KL divergence is left out of
+        that: in a group whose responses all score the same, it would be blown up to full strength.
+        """
+        size = self.ppo.group_size
+        if self.ppo.advantage == "grpo":
+            priced = group_advantages(-self.kl_coef * penalties, size, "rloo")
+            return group_advantages(scores, size, "grpo") + priced
+        return group_advantages(scores - self.kl_coef * penalties, size, "rloo")
 
     def _shaped(self, scores: Tensor, stopped: Tensor) -> Tensor:
         """Scores (N,) as they are learned from: on their scale, clipped, less for no end."""
@@ -250,7 +263,10 @@ class RolloutModule(ActorCriticModule):
         if not prompts:
             return []
         seeds = [row_seed(self.ppo.seed, "held out", 0, place) for place in places]
-        responses = self.respond(prompts, seeds, by_reference=by_reference)
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        responses = self.respond(
+            prompts, seeds, by_reference=by_reference, batch_size=datamodule.val_batch_size
+        )
         scores, parts, judged = self._judged(prompts, responses)
         divergence = [0.0] * len(prompts)
         if not by_reference:

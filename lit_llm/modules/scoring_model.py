@@ -86,7 +86,7 @@ class ScoringModel:
             )
         self._class = _class_number(name, config, label)
         self._kind = config.problem_type
-        own = _own_tokenizer(folder)
+        own = own_tokenizer(folder)
         with torch.device("meta"):
             shape = auto_class(True).from_config(config)
         self.reads_last_token = isinstance(getattr(shape, HEAD, None), nn.Linear)
@@ -98,7 +98,7 @@ class ScoringModel:
             else _loaded(name, folder, config, dtype)
         )
         self._statistics = statistics_of(self.model)
-        same = self.reads_last_token and _reads_alike(own, tokenizer)
+        same = self.reads_last_token and reads_alike(own, tokenizer)
         self.tokenizer = None if same else own
         """What it reads text with; None where it reads the policy's tokens."""
         self._longest = max_positions(self.model)
@@ -240,7 +240,7 @@ def _as_trained(tokenizer: Any, sample: RewardSample, templated: bool) -> list[i
     return ids if sample.stopped or ids[-1] not in ends else ids[:-1]
 
 
-def _reads_alike(own: Any, policy: Any) -> bool:
+def reads_alike(own: Any, policy: Any) -> bool:
     """Whether two tokenizers give the same tokens for the same conversations and texts."""
     # Padding is masked, so its token may be another one.
     padding = {own.pad_token, policy.pad_token}
@@ -267,7 +267,12 @@ def _probe(tokenizer: Any, chat: bool) -> list[int]:
 # ----- loading ------------------------------------------------------------------------------------
 
 
-def _own_tokenizer(folder: str) -> Any:
+def own_tokenizer(folder: str) -> Any:
+    """The tokenizer in the folder of a classifier, or on the Hub.
+
+    Raises:
+        UserError: There is none, or it cannot be loaded.
+    """
     try:
         return load_tokenizer(folder)
     except UserError as problem:

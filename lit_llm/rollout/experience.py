@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_llm.errors import UserError
+
 Batch = dict[str, Any]
 
 
@@ -189,9 +191,21 @@ class ExperienceBuffer:
         return {**rows, "order": self._order}
 
     def restore(self, kept: dict[str, Tensor]) -> None:
-        """Take up what ``kept`` gave."""
+        """Take up what ``kept`` gave.
+
+        Raises:
+            UserError: It is an iteration of other sizes.
+        """
         self.experience = None
         if kept:
+            rows, passes = len(kept["input_ids"]), self.num_epochs * self.rollout_batch_size
+            if rows != self.rollout_batch_size or len(kept["order"]) != passes:
+                raise UserError(
+                    f"the checkpoint is of an iteration of {rows} responses and "
+                    f"{len(kept['order']) // rows} PPO epochs; go on with those "
+                    "(model.ppo.rollout_batch_size, num_ppo_epochs), or start over "
+                    "(--resume never)"
+                )
             self._order = kept["order"]
             self.experience = Experience(**{f.name: kept[f.name] for f in fields(Experience)})
 

@@ -169,3 +169,64 @@ def tiny_preferences(tiny_chat: Path, tmp_path_factory: pytest.TempPathFactory) 
         own = settings | {"samples": samples, "model": model}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(own))
     return folder
+
+
+PPO_REWARDS = """\
+def spread(samples, scale=1.0):
+    return [
+        scale * len(set(one.response_ids)) / len(one.response_ids) + sum(one.response_ids) % 97 / 97
+        for one in samples
+    ]
+
+
+def broken(samples):
+    return [1 / (len(one.response_ids) - len(one.response_ids)) for one in samples]
+
+
+def nothing(samples):
+    return [float("nan") for _ in samples]
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_ppo(tiny: Path, tiny_chat: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``rewards.py`` and ``ppo.yaml``: twice 2 minibatches of 2 micro-batches."""
+    folder = tmp_path_factory.mktemp("tiny_ppo")
+    (folder / "rewards.py").write_text(PPO_REWARDS)
+    settings = yaml.safe_load((tiny_chat / "sft.yaml").read_text())
+    settings["data"] = {
+        "sources": settings["data"]["sources"],
+        "prompt_len": 64,
+        "val_prompts": 6,
+        "test_prompts": 8,
+        "val_batch_size": 4,
+        "ptx_seq_len": 32,
+        "cache_dir": settings["data"]["cache_dir"],
+    }
+    settings["model"] = {
+        "base": {"pretrained": str(tiny_chat / "model")},
+        "rewards": [{"function": f"{folder / 'rewards.py'}:spread"}],
+        "generation": {"max_new_tokens": 8},
+        "ppo": {
+            "rollout_batch_size": 8,
+            "minibatch_size": 4,
+            "micro_batch_size": 2,
+            "num_ppo_epochs": 2,
+            "missing_eos_penalty": 0.1,
+        },
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003}},
+    }
+    settings["trainer"] = {
+        "max_epochs": 3,
+        "check_val_every_n_epoch": 2,
+        "precision": "32-true",
+        "accelerator": "cpu",
+        "devices": 1,
+        "log_every_n_steps": 1,
+        "enable_model_summary": False,
+        "enable_progress_bar": True,
+    }
+    settings["checkpoint"] = {"every_n_steps": 1, "keep": -1}
+    settings["samples"] = {"count": 3}
+    (folder / "ppo.yaml").write_text(yaml.safe_dump(settings))
+    return folder

@@ -4,11 +4,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+
+from tests.recipes.ppo_runs import TIMINGS, UNMEASURED, everything_on
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,6 +23,13 @@ class Stage(NamedTuple):
     config: Path
     extra: tuple[str, ...]
     datamodule: str
+    workers: tuple[str, ...] = ("--data.num_workers=2",)
+    iteration: int = 0
+    """Steps for which 8 prompts are taken at once; 0 where 2 x 2 samples are read every step."""
+
+    def consumed(self, step: int) -> int:
+        """Samples that are read up to the end of a step."""
+        return 8 * -(-step // self.iteration) if self.iteration else step * 2 * 2
 
     def command(self, output: Path, *more: str) -> list[str]:
         return [
@@ -27,7 +37,7 @@ class Stage(NamedTuple):
             str(ROOT / "recipes" / f"{self.recipe}.py"),
             f"--config={self.config}",
             f"--output_dir={output}",
-            "--data.num_workers=2",
+            *self.workers,
             "--trainer.max_steps=40",
             *self.extra,
             *more,
@@ -42,11 +52,20 @@ def pretraining(tiny: Path) -> Stage:
 
 @pytest.fixture(scope="module")
 def stage(
-    request: pytest.FixtureRequest, pretraining: Stage, tiny_chat: Path, tiny_preferences: Path
+    request: pytest.FixtureRequest,
+    pretraining: Stage,
+    tiny: Path,
+    tiny_chat: Path,
+    tiny_preferences: Path,
+    tiny_ppo: Path,
 ) -> Stage:
-    """Pre-training, fine-tuning of all weights and of adapters, a reward model, DPO."""
+    """Pre-training, fine-tuning of all weights and of adapters, a reward model, DPO, PPO."""
     if request.param == "pretrain":
         return pretraining
+    if request.param == "ppo":
+        extra = ("--model.ppo.num_ppo_epochs=3", "--trainer.max_epochs=-1", *UNMEASURED)
+        extra += (*everything_on(tiny), "--checkpoint.every_n_steps=4", "--checkpoint.keep=2")
+        return Stage("ppo", tiny_ppo / "ppo.yaml", extra, "PromptDataModule", (), iteration=6)
     if request.param in ("reward", "dpo"):
         extra: tuple[str, ...] = ("--data.ood_sources=null", "--trainer.limit_test_batches=2")
         if request.param == "reward":
@@ -59,19 +78,33 @@ def stage(
     return Stage("sft", tiny_chat / "sft.yaml", extra, "InstructionDataModule")
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    """Wait until ``path`` exists while ``process`` lives."""
+def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a run that writes what it says to ``log``.
+
+    Not to a pipe: the data loader's workers outlive a killed run by seconds, and hold it open.
+    """
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+
+
+def wait_for(
+    sign: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 240
+) -> None:
+    """Wait until there is a sign while ``process`` lives."""
     end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, "the run ended before it wrote the checkpoint"
-        assert time.monotonic() < end, f"{path} did not come"
+    while not sign():
+        assert process.poll() is None, "the run ended before it gave the sign"
+        assert time.monotonic() < end, "the sign did not come"
         time.sleep(0.01)
 
 
 def final_state(output: Path) -> dict[str, Any]:
     """The last checkpoint of a finished run."""
     path = output / "checkpoints" / "step=00000040.ckpt"
-    return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    for name in TIMINGS:
+        state.get("ppo", {}).get("rollout_metrics", {}).pop(name, None)
+    return state
 
 
 def assert_equal(first: Any, second: Any, where: str = "") -> None:
@@ -90,61 +123,56 @@ def assert_equal(first: Any, second: Any, where: str = "") -> None:
         assert first == second, where
 
 
-@pytest.fixture(scope="module")
-def straight(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The run that nobody disturbs."""
-    output = tmp_path_factory.mktemp("straight")
-    subprocess.run(stage.command(output), check=True, stdout=subprocess.DEVNULL)
-    return final_state(output)
-
-
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # five runs in turn, and other work may run beside
 @pytest.mark.parametrize(
-    ("stage", "number"),
+    ("stage", "signals"),
     [
-        ("pretrain", signal.SIGKILL),
-        ("pretrain", signal.SIGTERM),
-        ("full", signal.SIGKILL),
-        ("lora", signal.SIGKILL),
-        ("reward", signal.SIGKILL),
-        ("dpo", signal.SIGKILL),
+        ("pretrain", (signal.SIGTERM, signal.SIGKILL)),  # one after the other, in one run
+        ("full", (signal.SIGKILL,)),
+        ("lora", (signal.SIGKILL,)),
+        ("reward", (signal.SIGKILL,)),
+        ("dpo", (signal.SIGKILL,)),
+        ("ppo", (signal.SIGKILL, signal.SIGKILL)),  # at an iteration's end, and within one
     ],
     indirect=["stage"],
+    ids=lambda value: value if isinstance(value, str) else "-".join(one.name for one in value),
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    number: signal.Signals, stage: Stage, tmp_path: Path, straight: dict[str, Any]
+    signals: tuple[signal.Signals, ...], stage: Stage, tmp_path: Path
 ) -> None:
-    process = subprocess.Popen(
-        stage.command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    wait_for(tmp_path / "checkpoints" / "step=00000012.ckpt", process)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
-    assert not (tmp_path / "checkpoints" / "step=00000040.ckpt").exists(), "killed too late"
-    if number == signal.SIGTERM:
-        assert process.returncode == 0, output.decode()
-        assert b"saved" in output
-        assert not (tmp_path / "report.md").exists()
-    else:
-        assert process.returncode == -signal.SIGKILL
+    undisturbed, killed, log = (tmp_path / name for name in ("undisturbed", "killed", "log"))
+    subprocess.run(stage.command(undisturbed), check=True, stdout=subprocess.DEVNULL)
+    straight = final_state(undisturbed)
+    checkpoints = killed / "checkpoints"
+    for number, step in zip(signals, (12, 20), strict=False):
+        reached = checkpoints / f"step={step:08d}.ckpt"
+        assert not reached.exists(), "the signal before was answered too late"
+        process = start(stage.command(killed), log)
+        wait_for(reached.exists, process)
+        process.send_signal(number)
+        process.wait(timeout=120)
+        assert not (checkpoints / "step=00000040.ckpt").exists(), "killed too late"
+        if number == signal.SIGTERM:
+            assert process.returncode == 0, log.read_text()
+            assert "saved" in log.read_text()
+            assert not (killed / "report.md").exists()
+        else:
+            assert process.returncode == -signal.SIGKILL
     # Killed again before it has saved anything new: what it resumed from must still be whole.
-    process = subprocess.Popen(
-        stage.command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(b"step "):
-            break
+    process = start(stage.command(killed), log)
+    wait_for(lambda: b"\nstep " in log.read_bytes(), process)
     process.kill()
-    process.communicate()
-    again = subprocess.run(stage.command(tmp_path), check=True, capture_output=True)
+    process.wait()
+    again = subprocess.run(stage.command(killed), check=True, capture_output=True)
     assert b"Resuming from" in again.stdout + again.stderr
-    for path in (tmp_path / "checkpoints").glob("step=*.ckpt"):
+    for path in checkpoints.glob("step=*.ckpt"):
         state = torch.load(path, weights_only=True)
-        assert state[stage.datamodule]["consumed"] == state["global_step"] * 2 * 2, path
-    resumed = final_state(tmp_path)
+        assert state[stage.datamodule]["consumed"] == stage.consumed(state["global_step"]), path
+    resumed = final_state(killed)
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "rng", stage.datamodule):
         assert_equal(straight[part], resumed[part], part)
+    assert_equal(straight.get("ppo"), resumed.get("ppo"), "ppo")
     assert straight["global_step"] == resumed["global_step"] == 40
 
 
@@ -158,9 +186,9 @@ def test_sigterm_to_one_of_two_ranks_saves_and_stops_both(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    wait_for(tmp_path / "checkpoints" / "step=00000008.ckpt", process)
+    wait_for((tmp_path / "checkpoints" / "step=00000008.ckpt").exists, process)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=120)  # until the second rank has ended, too
     assert process.returncode == 0, output.decode()
     newest = sorted((tmp_path / "checkpoints").glob("step=*.ckpt"))[-1]
     assert f"saved {newest}".encode() in output
