@@ -36,6 +36,7 @@ def main(args: list[str] | None = None) -> None:
             f"--model.base.pretrained={folder / name / 'model'}",
             f"--data.cache_dir={folder / 'cache'}",
             "--trainer.enable_progress_bar=false",
+            "--logging.wandb=off",
             "--resume=never",
         ]
         text = RecipeCLI(

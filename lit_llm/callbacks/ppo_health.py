@@ -88,6 +88,11 @@ class PPOHealth(Callback):
         self._tell(trainer, found, iteration)
         errors = [one for one in found if one.severity == "error"]
         if errors and self.action == "stop":
+            # The evidence: the module's own hook, which logs it, comes after this one.
+            for logger in trainer.loggers:
+                metrics: Any = getattr(pl_module, "iteration_metrics", {})
+                logger.log_metrics(metrics, step=trainer.global_step - 1)
+                logger.save()
             raise HealthStopped(self._stopped(trainer, errors[0]))
 
     def _look(self, pl_module: Any, iteration: int) -> list[Diagnosis]:

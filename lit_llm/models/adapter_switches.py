@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -41,7 +42,8 @@ def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
     found = []
     for path, parameter in model.named_parameters():
         parts = path.split(".")
-        if name in parts and any(part.startswith("lora_") for part in parts):
+        owners = pairwise(parts)  # a layer may have the adapter's name
+        if any(part.startswith("lora_") and owner == name for part, owner in owners):
             found.append(parameter)
     return found
 

@@ -211,7 +211,7 @@ def text_scores(
         (N, H) float32 on the CPU, in the order of the texts.
     """
     inner: Any = unwrap(model)
-    result = torch.zeros(len(input_ids), inner.config.num_labels)
+    result = torch.zeros(len(input_ids), inner.config.num_labels, dtype=torch.float32)
     for rows in like_lengths([len(ids) for ids in input_ids], batch_size):
         texts = [torch.as_tensor(input_ids[row]) for row in rows]
         masks = [torch.ones_like(text) for text in texts]

@@ -26,7 +26,7 @@ from lit_llm.models.value import ValueHead, build_value_model, width_of
 from lit_llm.models.vocabulary import vocabulary_of
 from lit_llm.modules.frozen import tensors_fingerprint
 from lit_llm.modules.model import ModelModule
-from lit_llm.modules.ppo_checks import check_policy, check_rewards
+from lit_llm.modules.ppo_checks import check_policy, check_positions, check_rewards
 from lit_llm.modules.ppo_config import PPOConfig
 from lit_llm.modules.rewards import RewardConfig, Rewards
 from lit_llm.modules.schedules import Schedule
@@ -140,6 +140,7 @@ class ActorCriticModule(ModelModule):
     def build_model(self, tokenizer: Any | None) -> Any:
         """Build the policy, and around it what it learns from."""
         model = super().build_model(tokenizer)
+        check_positions(unwrap(model).config, int(self.seq_len or 0))
         state = unwrap(model).state_dict()
         self._start_fingerprint = tensors_fingerprint(
             {k: v for k, v in state.items() if not any(part in k for part in _ADAPTED)}
@@ -179,7 +180,9 @@ class ActorCriticModule(ModelModule):
                         "template than the policy, whose tokens the critic is to read; take one "
                         "trained on the same, or leave it out"
                     )
-                base = replace(base, pretrained=self.ppo.value_from, preset=None, config=None)
+                base = replace(
+                    base, pretrained=self.ppo.value_from, preset=None, config=None, revision=None
+                )
             vocabulary = {} if tokenizer is None else {**vocabulary_of(tokenizer)}
             critic = build_value_model(base, seq_len=self.seq_len, **vocabulary)
             if self.base.compile:
@@ -212,7 +215,9 @@ class ActorCriticModule(ModelModule):
     def run(self, part: str, *args: Any) -> Any:
         """``forward`` outside a step: by the strategy's root, in the run's precision."""
         root: Any = self.trainer.strategy.model
-        with self.trainer.precision_plugin.forward_context():
+        # Scores keep their precision; in half precision the context would also set the default.
+        context = self.trainer.precision_plugin.forward_context()
+        with nullcontext() if part == "scores" else context:
             return (self if root is None else root)(part, *args)
 
     def _views(self, batch: dict[str, Tensor]) -> Views:
@@ -242,7 +247,7 @@ class ActorCriticModule(ModelModule):
         return output.logprobs
 
     def _scores(self, samples: Sequence[RewardSample], judged: bool = False) -> Any:
-        return (self.judges if judged else self.rewards).score(samples)
+        return (self.judges if judged else self.rewards)(samples)
 
     @contextmanager
     def reference_model(self) -> Iterator[Any]:

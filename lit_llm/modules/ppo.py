@@ -18,6 +18,7 @@ from lit_llm.models.config import BaseModelConfig
 from lit_llm.models.forward import causal_lm_loss
 from lit_llm.modules.actor_critic import CRITIC
 from lit_llm.modules.base import decay_groups
+from lit_llm.modules.ppo_checks import check_strategy
 from lit_llm.modules.ppo_config import PPOConfig
 from lit_llm.modules.rewards import RewardConfig, as_rewards
 from lit_llm.modules.rollout import RolloutModule
@@ -112,6 +113,7 @@ class PPOModule(RolloutModule):
             UserError: The sizes do not fit the devices, or the trainer accumulates on its own.
         """
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        check_strategy(self.trainer.strategy)
         sizes = self.batch_sizes()
         kwargs = self.trainer.distributed_sampler_kwargs
         self.buffer = ExperienceBuffer(
@@ -197,12 +199,14 @@ class PPOModule(RolloutModule):
             self._window = UpdateSums()
         if self._skips:
             return self._nothing()
+        assert self.buffer is not None
         config, mask = self.ppo, batch["response_mask"]
+        known = self.buffer.learned(batch["rows"], mask)
         views = self("views", batch)
         policy = policy_loss(
             views.logprobs,
-            batch["logprobs"],
-            batch["advantages"],
+            known["logprobs"],
+            known["advantages"],
             mask,
             clip_range=config.clip_range,
         )
@@ -211,8 +215,8 @@ class PPOModule(RolloutModule):
         if config.has_critic:
             value = value_loss(
                 views.values,
-                batch["values"],
-                batch["returns"],
+                known["values"],
+                known["returns"],
                 mask,
                 clip_range=config.value_clip_range,
             )
@@ -246,9 +250,7 @@ class PPOModule(RolloutModule):
         texts = {k: v.to(self.device) for k, v in datamodule.ptx_batch(first, rows).items()}
         sums = causal_lm_loss(self.model, texts["input_ids"], texts["labels"])
         self._window.add_ptx(sums.nll, sums.num_targets)
-        # Every block has as many targets.
-        scale = buffer.accumulate * buffer.world_size * rows / self.ppo.minibatch_size
-        return sums.loss / sums.num_targets * scale
+        return sums.loss / sums.num_targets  # every micro-batch has as many of them
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the minibatch's means over all ranks, and decide together whether to go on."""
@@ -265,7 +267,7 @@ class PPOModule(RolloutModule):
         for logger in self.loggers:
             logger.log_metrics({"train/loss": loss}, step=self.global_step)
         limit = self.ppo.target_approxkl
-        self._skips = limit is not None and totals.measures()["policy/approxkl"] > limit
+        self._skips = limit is not None and totals.measures().get("policy/approxkl", 0.0) > limit
 
     def on_train_epoch_end(self) -> None:
         """Log the iteration."""

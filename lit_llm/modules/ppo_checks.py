@@ -1,6 +1,7 @@
 """What of PPO's settings does not go together, found before anything is built."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from lit_llm.errors import UserError
 from lit_llm.models.adapters import AdapterConfig
@@ -62,8 +63,52 @@ def check_policy(
             "value_model separate, no adapters); leave it out"
         )
     own = adapter is not None and ppo.has_critic and ppo.value_model == "separate"
+    if own and base.compile:
+        raise UserError(
+            "compiled layers do not take adapters that are switched over; set "
+            "model.ppo.value_model to shared, or model.base.compile to false"
+        )
     if own and base.gradient_checkpointing:
         raise UserError(
             "gradient checkpointing runs layers again when the critic's adapters are off; set "
             "model.ppo.value_model to shared, or model.base.gradient_checkpointing to false"
+        )
+
+
+def check_positions(config: Any, seq_len: int) -> None:
+    """Refuse positions by which a token's probability depends on the longest row beside it.
+
+    Args:
+        config: The policy's transformers config.
+        seq_len: Longest prompt and response, in tokens.
+
+    Raises:
+        UserError: LongRoPE, past the length where it changes.
+    """
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    border = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type") == "longrope" and border and seq_len > border:
+        raise UserError(
+            f"the policy's positions (LongRoPE) change at {border} tokens, so a response's "
+            f"probability would depend on the batch it is in; keep data.prompt_len and "
+            f"model.generation.max_new_tokens together at {border} or below, not {seq_len}"
+        )
+
+
+def check_strategy(strategy: Any) -> None:
+    """Refuse strategies that shard the weights which responses are sampled from.
+
+    Raises:
+        UserError: For one of them.
+    """
+    from lightning.pytorch.strategies import (
+        DeepSpeedStrategy,
+        FSDPStrategy,
+        ModelParallelStrategy,
+    )
+
+    if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+        raise UserError(
+            f"PPO does not sample from sharded weights yet ({type(strategy).__name__}); use "
+            "--trainer.strategy ddp, and adapters where the models do not fit"
         )

@@ -218,11 +218,7 @@ class Rewards(nn.Module):
         parts = {
             name: score(samples) for name, score in zip(self.names, self._scorers, strict=True)
         }
-        total = torch.zeros(len(samples))
+        total = torch.zeros(len(samples), dtype=torch.float32)
         for weight, values in zip(self.weights, parts.values(), strict=True):
             total += weight * values
         return RewardScores(total, parts)
-
-    def score(self, samples: Sequence[RewardSample]) -> RewardScores:
-        """The same as calling the module."""
-        return self(samples)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_llm.data.prompts import Prompt
 from lit_llm.data.splits import Split
+from lit_llm.errors import UserError
 from lit_llm.evaluation.responses import EvaluatedResponse, repetition
 from lit_llm.functional.advantages import (
     explained_variance,
@@ -101,9 +102,7 @@ class RolloutModule(ActorCriticModule):
         size = self.ppo.rollout_micro_batch_size
         responses = self.respond(prompts[own], seeds[own], batch_size=size)
         sampled = time.perf_counter() - started
-        scored = _gathered(
-            list(zip(responses, *self._judged(prompts[own], responses), strict=True))
-        )
+        scored = self._scored(prompts[own], responses)
         # Tensor parallel ranks hold the same rows.
         copies = len(scored) // buffer.world_size
         everything = [row for part in scored[::copies] for row in part]
@@ -131,6 +130,23 @@ class RolloutModule(ActorCriticModule):
         }
         self.iteration += 1
         return metrics
+
+    def _scored(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[list[Any]]:
+        """Responses with their scores, those of every rank.
+
+        Raises:
+            UserError: A reward has failed on one of the ranks; all of them end with its sentence.
+        """
+        rows: list[Any] = []
+        mistake = None
+        try:
+            rows = list(zip(responses, *self._judged(prompts, responses), strict=True))
+        except UserError as error:
+            mistake = str(error)
+        shares = _gathered([(mistake, rows)])
+        if told := [share[0][0] for share in shares if share[0][0] is not None]:
+            raise UserError(told[0])
+        return [share[0][1] for share in shares]
 
     def _judged(
         self, prompts: Sequence[Prompt], responses: Sequence[Response]

@@ -99,6 +99,9 @@ class ScoringModel:
         )
         self._statistics = statistics_of(self.model)
         same = self.reads_last_token and reads_alike(own, tokenizer)
+        self._rows = int(config.get_text_config().vocab_size)
+        ends = (own.pad_token_id, own.eos_token_id, 0)
+        self._unknown = next(token for token in ends if token is not None)
         self.tokenizer = None if same else own
         """What it reads text with; None where it reads the policy's tokens."""
         self._longest = max_positions(self.model)
@@ -152,7 +155,7 @@ class ScoringModel:
         device = self.model.device
         fill = {"input_ids": getattr(self.tokenizer, "pad_token_id", None) or 0}
         side = getattr(self.tokenizer, "padding_side", "right")
-        result = torch.zeros(len(texts), self.model.config.num_labels)
+        result = torch.zeros(len(texts), self.model.config.num_labels, dtype=torch.float32)
         for rows in like_lengths([len(text["input_ids"]) for text in texts], self.batch_size):
             inputs = {
                 key: nn.utils.rnn.pad_sequence(
@@ -171,14 +174,15 @@ class ScoringModel:
     def _read(self, sample: RewardSample) -> dict[str, list[int]]:
         """Inputs of the model, each (T,) with at least one token."""
         if self.tokenizer is None:
-            return {"input_ids": [*sample.prompt_ids, *sample.response_ids]}
+            # A policy with a padding token of its own may sample it.
+            ids = [*sample.prompt_ids, *sample.response_ids]
+            return {"input_ids": [k if k < self._rows else self._unknown for k in ids]}
         try:
             text = self._encoded(sample)
         except UserError as error:
             sample_error(self.name, str(error).rstrip("."), sample, error)
         if not text["input_ids"]:  # nothing was asked, and nothing answered
-            ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id, 0)
-            text = {"input_ids": [next(token for token in ends if token is not None)]}
+            text = {"input_ids": [self._unknown]}
         # Most models read the mask, and some of them must not be without.
         return {"attention_mask": [1] * len(text["input_ids"])} | text
 

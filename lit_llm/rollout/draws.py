@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_llm.errors import UserError
 from lit_llm.rollout.generation import GenerationConfig
 
 _BLOCK = 256  # tokens whose probabilities are summed first
@@ -40,6 +41,9 @@ def choose(logits: Tensor, config: GenerationConfig, uniform: Tensor) -> Tensor:
 
     Returns:
         (B,) token ids; never one of probability 0.
+
+    Raises:
+        UserError: A logit is NaN or infinite.
     """
     if config.temperature == 0:
         return logits.argmax(dim=-1)
@@ -51,6 +55,12 @@ def choose(logits: Tensor, config: GenerationConfig, uniform: Tensor) -> Tensor:
     weights = F.pad(weights, (0, short)) if short else weights
     blocks = weights.unflatten(1, (-1, _BLOCK))
     edges = blocks.sum(dim=2).cumsum(dim=1, dtype=torch.float64)
+    if not bool(edges[:, -1].isfinite().all()):
+        raise UserError(
+            "rollout: the policy's logits are no finite numbers, so its weights are broken; go on "
+            "from an earlier checkpoint (--resume PATH) with a lower learning rate "
+            "(model.optimizer.init_args.lr) and trainer.gradient_clip_val 1.0"
+        )
     point = uniform * edges[:, -1:]
     block = torch.searchsorted(edges, point, right=True)
     index = block[:, :, None].expand(-1, -1, _BLOCK)

@@ -81,12 +81,12 @@ class Experience:
         real = self.attention_mask[index]
         left = before - int(real[:, :before].sum(1).max())
         right = width - max(1, int(self.response_mask[index].sum(1).max()))
-        batch = {}
-        for field in fields(self):
-            values = getattr(self, field.name)[index]
-            start = left if field.name in ("input_ids", "attention_mask") else 0
-            batch[field.name] = values[:, start : values.shape[1] - right]
-        return batch
+        stop = self.input_ids.shape[1] - right
+        return {
+            "input_ids": self.input_ids[index, left:stop],
+            "attention_mask": real[:, left:stop],
+            "response_mask": self.response_mask[index, : width - right],
+        }
 
 
 class ExperienceBuffer:
@@ -168,8 +168,9 @@ class ExperienceBuffer:
     def __iter__(self) -> Iterator[Batch]:
         """Yield this rank's micro-batches that are left of the iteration.
 
-        Each also has ``num_targets``, the response tokens of its rank's whole minibatch, and
-        ``minibatch``, the number of that in the iteration, both long ().
+        Each also has ``rows`` (B,), what :meth:`learned` takes; ``num_targets``, the response
+        tokens of its rank's whole minibatch, and ``minibatch``, the number of that in the
+        iteration, both long (). There are no fractions in it: half precision would round them.
         """
         for number in range(self.batches_done(), len(self)):
             if self.experience is None:
@@ -179,9 +180,27 @@ class ExperienceBuffer:
             rows = torch.cat([self._rows(k) for k in window])
             yield {
                 **self.experience.rows(self._rows(number)),
+                "rows": self._rows(number),
                 "num_targets": self.experience.response_mask[rows].sum(),
                 "minibatch": torch.tensor(step),
             }
+
+    def learned(self, rows: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """What was found out of some rows before the updates, float32.
+
+        Args:
+            rows: (B,) long.
+            mask: (B, R) their response mask; it says how many columns, and on which device.
+
+        Returns:
+            ``logprobs``, ``values``, ``advantages`` and ``returns``, (B, R) each.
+        """
+        assert self.experience is not None
+        names = ("logprobs", "values", "advantages", "returns")
+        return {
+            name: getattr(self.experience, name)[rows.cpu(), : mask.shape[1]].to(mask.device)
+            for name in names
+        }
 
     def kept(self) -> dict[str, Tensor]:
         """What a checkpoint in the midst of an iteration needs: all rows, and their order."""

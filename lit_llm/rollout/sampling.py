@@ -5,6 +5,7 @@ Legend: B batch, P prompt, R response, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from lit_llm.rollout.engine import TransformersEngine, mixed_precision
 from lit_llm.rollout.generation import GenerationConfig, Response, aside, fit_prompts
 from lit_llm.rollout.llama import LlamaDecoder, llama_like
 
+_log = logging.getLogger(__name__)
 _WORTH_DROPPING = 0.75  # of the batch: with no more rows going on, the others leave it
 
 
@@ -62,12 +64,14 @@ class SamplingEngine:
         )
         self._model: Any = None
         self._decoder: Decoder | None = None
+        self._told = False
 
     def load(self, model: Any) -> None:
         """Take the policy's weights as they are now; see :class:`RolloutEngine`."""
         self.release()
         self._model = model
         if not has_plain_cache(model):
+            self._tell()
             self._fallback.load(model)
             return
         with torch.no_grad():
@@ -76,6 +80,14 @@ class SamplingEngine:
             else:
                 self._model = with_half_weights(model, self._dtype)
                 self._decoder = ModelDecoder(self._model)
+
+    def _tell(self) -> None:
+        if not self._told:
+            self._told = True
+            _log.warning(
+                "Responses are sampled by transformers' generate, as this architecture needs more "
+                "than keys and values: they depend on the batch, so on the number of devices too."
+            )
 
     def release(self) -> None:
         """Give back what ``load`` took."""

@@ -154,7 +154,7 @@ def test_a_reward_model_of_the_same_tokenizer_reads_the_sampled_tokens(saved, po
     for place, sample in enumerate(samples):  # whatever stands beside it
         assert module([sample]).total.item() == pytest.approx(expected[place], abs=1e-4)
     small = rewards(folder, tokenizer=policy, batch_size=2)
-    assert small.score(samples[::-1]).total.tolist() == pytest.approx(expected[::-1], abs=1e-4)
+    assert small(samples[::-1]).total.tolist() == pytest.approx(expected[::-1], abs=1e-4)
     assert module([]).total.shape == (0,)
 
 
@@ -493,3 +493,19 @@ def test_a_mistake_of_a_function_is_told_before_the_first_sample(policy) -> None
         rewards(config, tokenizer=policy)
     with pytest.raises(UserError, match="batch_size"):
         rewards("regex", tokenizer=policy, batch_size=0)
+
+
+def test_a_sampled_token_that_only_the_policy_has_is_read_as_unknown(saved, policy) -> None:
+    """A padding token added to the policy's tokenizer has no row in the reward model."""
+    folder = saved(policy)
+    other = train_tokenizer(TEXTS, 280)
+    other.add_special_tokens({"pad_token": "<|more|>"})
+    scorer = ScoringModel("r", folder, tokenizer=other)
+    assert scorer.tokenizer is None
+    beyond = scorer.model.config.vocab_size
+    said = RewardSample("x", "y", [5, 6], [7, beyond], False)
+    assert torch.isfinite(scorer([said])).all()
+    own = policy.pad_token_id
+    assert scorer([said]).item() == pytest.approx(
+        scorer([RewardSample("x", "y", [5, 6], [7, own], False)]).item()
+    )

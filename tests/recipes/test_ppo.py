@@ -285,6 +285,7 @@ SHARED = "--model.ppo.value_model=shared"
     [
         (),
         (HALF,),
+        ("--trainer.precision=bf16-true",),
         (HALF, SHARED, "--model.ppo.micro_batch_size=4"),
         (SHARED, *LORA),
         (HALF, *LORA),

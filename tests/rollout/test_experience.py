@@ -111,6 +111,9 @@ def test_trimming_takes_padding_only() -> None:
     made = experience()
     for rows in ([3], [0, 6, 12], list(range(16)), [5, 0]):
         batch = made.rows(torch.tensor(rows))
+        own = buffer()
+        own.experience = made
+        batch |= own.learned(torch.tensor(rows), batch["response_mask"])
         before = max(len(PROMPTS[row]) for row in rows)
         after = max(len(RESPONSES[row]) for row in rows)
         assert batch["input_ids"].shape == (len(rows), before + after)
