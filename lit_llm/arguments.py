@@ -79,5 +79,7 @@ def _sets(config: str, key: str) -> bool:
 
 
 def _listed(value: str) -> str:
-    is_list = value.lstrip().startswith(("[", "{")) or value == "null"
+    if value.lstrip().startswith("{"):
+        return f"[{value}]"
+    is_list = value.lstrip().startswith("[") or value == "null"
     return value if is_list else json.dumps([value])

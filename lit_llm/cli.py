@@ -290,7 +290,10 @@ class RecipeCLI(LightningCLI):
             self.model, datamodule=self.datamodule, verbose=False, weights_only=True
         )
         if not measured:
-            rank_zero_warn("no test split, so no held-out measures; raise data.test_fraction")
+            rank_zero_warn(
+                "no test split, so no held-out measures; raise data.test_fraction, or "
+                "data.test_prompts where that is 0"
+            )
             return
         values = {key.removeprefix("test/"): value for key, value in measured[0].items()}
         self.results[name] = values

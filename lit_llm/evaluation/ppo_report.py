@@ -17,7 +17,8 @@ def health_section(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         rows: Those of ``health.jsonl``, in order.
     """
     if not rows:
-        return ["## Health", "Nothing of what usually goes wrong in PPO was found."]
+        found = "Nothing of what usually goes wrong in PPO was found."
+        return ["## Health", f"{found} Most of it takes ten iterations and more to be seen."]
     lines = []
     for name in sorted({row["name"] for row in rows}, key=lambda name: _place(rows, name)):
         told = [row for row in rows if row["name"] == name]

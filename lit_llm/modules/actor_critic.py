@@ -8,16 +8,17 @@ import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lit_llm.data.prompts import Prompt
 from lit_llm.errors import UserError
 from lit_llm.models.adapter_switches import active_adapter, adapters_off, add_second_adapter
-from lit_llm.models.adapters import AdapterConfig, unwrap
+from lit_llm.models.adapters import AdapterConfig, trainable_summary, unwrap
 from lit_llm.models.compile import compile_blocks
 from lit_llm.models.config import BaseModelConfig
 from lit_llm.models.forward import hidden_states
@@ -163,6 +164,26 @@ class ActorCriticModule(ModelModule):
         self.rewards = Rewards(self.reward_configs, **settings)
         self.judges = Rewards(self.judge_configs, **settings) if self.judge_configs else None
         return model
+
+    def build_bare(self, quantization: Literal["nf4"] | None, **vocabulary: Any) -> Any:
+        """Build or load the policy.
+
+        Raises:
+            UserError: It has not enough positions, among others.
+        """
+        try:
+            return super().build_bare(quantization, **vocabulary)
+        except UserError as error:
+            if "sequence length" not in str(error):
+                raise
+            raise UserError(
+                f"{str(error).rstrip('.')}: data.prompt_len {self.prompt_len} and "
+                f"model.generation.max_new_tokens {self.generation.max_new_tokens} together"
+            ) from error
+
+    def on_fit_start(self) -> None:
+        """Tell how much is trained, the critic included."""
+        rank_zero_info(trainable_summary(self))
 
     def _build_critic(self, model: Any, tokenizer: Any | None) -> None:
         if self.ppo.value_model == "shared":

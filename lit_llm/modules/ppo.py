@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_llm.errors import UserError
@@ -273,8 +274,13 @@ class PPOModule(RolloutModule):
         """Log the iteration."""
         metrics = self.iteration_metrics
         self.log_dict(metrics)
-        for name in ("scores", "kl"):
-            self.log(name, metrics[f"objective/{name}"], prog_bar=True, logger=False)
+        rank_zero_info(
+            f"iteration {self.iteration}: scores {metrics['objective/scores']:.3f}, "
+            f"KL {metrics['objective/kl']:.2f} nats, "
+            f"{metrics['rollout/response_length']:.1f} tokens, "
+            f"{metrics['rollout/eos_rate']:.0%} ended, "
+            f"rollout {metrics['rollout/seconds']:.1f} s"
+        )
 
     @property
     def iteration_metrics(self) -> dict[str, float]:

@@ -22,6 +22,11 @@ def check_rewards(rewards: Sequence[RewardConfig], judges: Sequence[RewardConfig
             "model.rewards is empty: nothing says what a good response is; give the folder of a "
             "reward model, a rule, or a function (--model.rewards runs/reward/model)"
         )
+    if all(reward.weight == 0 for reward in rewards):
+        raise UserError(
+            "model.rewards: every reward has the weight 0, so there is nothing to learn; give one "
+            "another weight, and what is only measured as model.judges"
+        )
     if both := set(reward_names(rewards)) & set(reward_names(judges)):
         raise UserError(
             f"a reward and a judge are both called {min(both)!r}; give one a name "

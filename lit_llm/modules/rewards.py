@@ -6,7 +6,7 @@ Legend: N samples.
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -103,11 +103,17 @@ def as_rewards(rewards: Sequence[RewardConfig | dict[str, Any] | str]) -> list[R
 
 
 def _from_text(text: str) -> RewardConfig:
+    if text.lstrip().startswith(("[", "{")):
+        names = ", ".join(field.name for field in fields(RewardConfig))
+        raise UserError(
+            f"reward {text!r}: these are not the fields of a reward, or hold a value of the wrong "
+            f"kind; the fields are {names}."
+        )
     if text and Path(text).expanduser().is_dir():
         return RewardConfig(model=text)
     if ":" in text or text in rule_names():
         return RewardConfig(function=text)
-    if "/" in text and not text.endswith(".py"):
+    if text.count("/") == 1 and not text.startswith((".", "~")) and not text.endswith(".py"):
         return RewardConfig(model=text)
     raise UserError(
         f"reward {text!r}: there is no such folder of a reward model, and no such rule "
