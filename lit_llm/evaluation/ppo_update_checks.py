@@ -12,7 +12,7 @@ from lit_llm.evaluation.ppo_limits import Diagnosis, HealthLimits, History
 _BEYOND_ROUNDING = 0.1
 # A metric that a healthy run may lack: returns that are all the same have no variance to explain.
 _MAY_BE_UNDEFINED = {"value/explained_variance"}
-_GROSS = 10.0  # times a limit: one iteration is enough
+_GROSS = 10.0  # times a limit: two iterations are enough
 # Share of its iterations without explanation that makes a critic blind.
 _BLIND = 0.9
 
@@ -166,7 +166,8 @@ def clipping(history: History, limits: HealthLimits) -> Diagnosis | None:
 def large_step(history: History, limits: HealthLimits) -> Diagnosis | None:
     """An iteration moves the policy too far from the one that sampled."""
     found = series(history, "policy/approxkl")
-    if found is not None and found.values[-1] > _GROSS * limits.approxkl:
+    # Twice in a row, as a single iteration may be an accident.
+    if found is not None and min([0.0, *found.values][-2:]) > _GROSS * limits.approxkl:
         return Diagnosis(
             "large_step",
             f"policy/approxkl was {found.values[-1]:.3g} nats a token in iteration "

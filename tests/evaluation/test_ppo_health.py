@@ -227,6 +227,12 @@ def test_steps_that_are_too_large_are_told():
     assert names(changed(healthy(10), policy__approxkl=0.09)) == []
 
 
+def test_steps_ten_times_too_large_are_an_error_after_two_iterations():
+    found = the_one(changed(healthy(2), policy__approxkl=1.2), "large_step")
+    assert found.severity == "error" and "1.2 nats" in found.text
+    assert names(changed(healthy(1), policy__approxkl=1.2)) == [], "an accident"
+
+
 def test_a_critic_that_stays_blind_is_told():
     rows = changed(healthy(40), value__explained_variance=lambda i: -0.1 if i % 15 else 0.05)
     found = the_one(rows, "blind_critic")
