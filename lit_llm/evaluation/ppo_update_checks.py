@@ -172,7 +172,8 @@ def large_step(history: History, limits: HealthLimits) -> Diagnosis | None:
             "large_step",
             f"policy/approxkl was {found.values[-1]:.3g} nats a token in iteration "
             f"{found.iterations[-1]} (limit {limits.approxkl:.3g}): the updates of one iteration "
-            "have made another policy. Cure: a learning rate ten times lower "
+            "have made another policy. Usual cause: a learning rate for a model of another size. "
+            "Cure: one ten times lower "
             "(model.optimizer.init_args.lr), from a checkpoint before it or from the start.",
             "error",
         )
