@@ -58,3 +58,18 @@ def test_settings_of_no_stage_are_refused(args, tmp_path, capsys):
         lifecycle.main([f"--output_dir={tmp_path}", *args])
     assert caught.value.code == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_answers_must_certainly_have_become_better(capsys):
+    before = {"objective/scores": -0.1}
+    after = {"objective/scores": 0.4, "objective/kl": 2.5, "win_rate": 0.62}
+    lifecycle.check_wins(
+        {"before": before, "after": {**after, "win_rate_low": 0.53, "win_rate_high": 0.7}}
+    )
+    told = capsys.readouterr().out
+    assert "reward -0.100 before, 0.400 after; KL 2.50 nats; win rate" in told
+    assert "0.620 (95 % interval 0.530 to 0.700)" in told
+    with pytest.raises(lifecycle.UserError, match="not certainly made the answers better"):
+        lifecycle.check_wins(
+            {"before": before, "after": {**after, "win_rate_low": 0.5, "win_rate_high": 0.7}}
+        )
