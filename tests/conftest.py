@@ -8,7 +8,12 @@ import os
 import sys
 from typing import Any
 
+import hypothesis
 import pytest
+
+# A test says what is right, not how fast: other work on the machine must not fail it.
+hypothesis.settings.register_profile("house", deadline=None)
+hypothesis.settings.load_profile("house")
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 NO_DISPLAY = {"MPLBACKEND": "Agg"}

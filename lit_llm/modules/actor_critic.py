@@ -195,11 +195,11 @@ class ActorCriticModule(ModelModule):
             base = self.base
             if self.ppo.value_from is not None:
                 other = own_tokenizer(self.ppo.value_from)
-                if tokenizer is not None and not reads_alike(other, tokenizer):
+                if tokenizer is not None and not reads_alike(other, tokenizer, chats=False):
                     raise UserError(
-                        f"model.ppo.value_from {self.ppo.value_from} has another tokenizer or chat "
-                        "template than the policy, whose tokens the critic is to read; take one "
-                        "trained on the same, or leave it out"
+                        f"model.ppo.value_from {self.ppo.value_from} has another tokenizer than "
+                        "the policy, whose tokens the critic is to read; take one trained on the "
+                        "same, or leave it out"
                     )
                 base = replace(
                     base, pretrained=self.ppo.value_from, preset=None, config=None, revision=None

@@ -244,8 +244,14 @@ def _as_trained(tokenizer: Any, sample: RewardSample, templated: bool) -> list[i
     return ids if sample.stopped or ids[-1] not in ends else ids[:-1]
 
 
-def reads_alike(own: Any, policy: Any) -> bool:
-    """Whether two tokenizers give the same tokens for the same conversations and texts."""
+def reads_alike(own: Any, policy: Any, *, chats: bool = True) -> bool:
+    """Whether two tokenizers give the same tokens for the same texts, and conversations.
+
+    Args:
+        own: A tokenizer.
+        policy: Another one.
+        chats: Compare their chat templates too.
+    """
     # Padding is masked, so its token may be another one.
     padding = {own.pad_token, policy.pad_token}
     mine, theirs = (
@@ -254,7 +260,8 @@ def reads_alike(own: Any, policy: Any) -> bool:
     )
     if mine != theirs:
         return False
-    return all(_probe(own, chat) == _probe(policy, chat) for chat in (False, True))
+    kinds = (False, True) if chats else (False,)
+    return all(_probe(own, chat) == _probe(policy, chat) for chat in kinds)
 
 
 def _probe(tokenizer: Any, chat: bool) -> list[int]:
