@@ -97,6 +97,8 @@ class PPOModule(RolloutModule):
             as_rewards(judges or []),
             rollout_engine,
         )
+        self.kl_coef = self.ppo.kl_coef
+        self.score_moments = [0.0, 0.0, 0.0]
         self.buffer: ExperienceBuffer | None = None
         self._sums = UpdateSums()
         self._window = UpdateSums()

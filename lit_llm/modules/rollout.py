@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lit_llm.data.prompts import Prompt
@@ -26,14 +25,9 @@ from lit_llm.functional.advantages import (
 )
 from lit_llm.functional.masking import masked_mean
 from lit_llm.functional.policy_gradient import adapted_kl_coef, kl_estimate
-from lit_llm.models.adapters import AdapterConfig
-from lit_llm.models.config import BaseModelConfig
 from lit_llm.modules.actor_critic import ActorCriticModule
-from lit_llm.modules.ppo_config import PPOConfig
-from lit_llm.modules.rewards import RewardConfig
-from lit_llm.modules.schedules import Schedule
 from lit_llm.rollout.experience import Experience, ExperienceBuffer
-from lit_llm.rollout.generation import GenerationConfig, Response
+from lit_llm.rollout.generation import Response
 
 
 class RolloutModule(ActorCriticModule):
@@ -43,42 +37,12 @@ class RolloutModule(ActorCriticModule):
     prompt is answered with depends on the seed, the iteration and its place, not on the ranks.
     """
 
-    def __init__(
-        self,
-        base: BaseModelConfig,
-        tokenizer: str | None,
-        prompt_len: int,
-        optimizer: OptimizerCallable,
-        schedule: Schedule,
-        chat_template: str | None,
-        pad_token: str | None,
-        adapter: AdapterConfig | None,
-        ppo: PPOConfig,
-        generation: GenerationConfig,
-        rewards: Sequence[RewardConfig],
-        judges: Sequence[RewardConfig],
-        rollout_engine: str | None,
-    ) -> None:
-        super().__init__(
-            base,
-            tokenizer,
-            prompt_len,
-            optimizer,
-            schedule,
-            chat_template,
-            pad_token,
-            adapter,
-            ppo,
-            generation,
-            rewards,
-            judges,
-            rollout_engine,
-        )
-        self.iteration = 0
-        """Rollouts made so far."""
-        self.kl_coef = self.ppo.kl_coef
-        self.score_moments = [0.0, 0.0, 0.0]
-        """Number, mean and sum of squared deviations of all scores so far."""
+    iteration: int = 0
+    """Rollouts made so far."""
+    kl_coef: float
+    """What a nat of KL divergence costs now."""
+    score_moments: list[float]
+    """Number, mean and sum of squared deviations of all scores so far."""
 
     # ----- an iteration -------------------------------------------------------------------------
 
