@@ -126,7 +126,12 @@ def test_limit_and_rename(tmp_path):
         ("a.csv", b"a,a\n1,2\n", ":1: the first line of a .csv file names its columns"),
         ("a.csv", b'a,b\n1,2\n"3,4\n5,6\n', ":3: is not readable as .csv (unexpected end of data)"),
         ("a.parquet", b"PAR1", ": is not a readable parquet file ("),
-        ("a.csv.gz", gzip.compress(b"a,b\n1,2\n" * 999)[:-9], ": the compressed file is cut short"),
+        # Without the time of day in it: the bytes are in the name of the test.
+        (
+            "a.csv.gz",
+            gzip.compress(b"a,b\n1,2\n" * 999, mtime=0)[:-9],
+            ": the compressed file is cut short",
+        ),
         ("a.json.gz", b"[]", ": the compressed file is cut short or damaged ("),
     ],
 )
