@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_llm.arguments import in_one_sentence, listed_sources
@@ -29,6 +27,8 @@ from lit_llm.callbacks.samples import SampleContinuations
 from lit_llm.callbacks.throughput import Throughput
 from lit_llm.errors import UserError
 from lit_llm.strategies.checkpoint_io import AtomicCheckpointIO, read_checkpoint, write_text
+from lit_llm.strategies.gathering import needs_gathering
+from lit_llm.strategies.registry import build_strategy, found_devices, simplest_strategy
 from lit_llm.strategies.resume import check_settings, find_checkpoint, put_aside_newer
 
 # What Lightning and its helpers say about themselves, or about a choice made here on purpose.
@@ -46,11 +46,11 @@ _NOISE = (
     r".*module\(s\) in eval mode.*",  # frozen references and rewards
 )
 
+# What decides which devices a trainer finds, and Lightning's defaults.
+_DEVICES = {"accelerator": "auto", "devices": "auto", "num_nodes": 1}
+
 # What the module must know of the data: the command line takes it from there.
 _SHARED = {"tokenizer", "seq_len", "prompt_len", "chat_template", "pad_token"}
-
-# These write and read checkpoints themselves and refuse a plugin for it.
-_OWN_CHECKPOINT_IO = ("fsdp", "deepspeed", "model_parallel", "modelparallel")
 
 
 class RecipeCLI(LightningCLI):
@@ -163,7 +163,9 @@ class RecipeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find out what to resume from, and refuse what cannot work, before anything is built."""
         trainer = self.config["trainer"]
-        _check_strategy(trainer.get("strategy"))
+        strategy = trainer.get("strategy")
+        if isinstance(strategy, str):
+            build_strategy(strategy)
         if trainer.get("reload_dataloaders_every_n_epochs"):
             raise UserError(
                 "trainer.reload_dataloaders_every_n_epochs misfires on resume and is not needed: "
@@ -203,12 +205,28 @@ class RecipeCLI(LightningCLI):
         if config.get("logger") in (None, True):
             kwargs["logger"] = build_loggers(self.config_init["logging"], self.output_dir, wandb_id)
         strategy = config.get("strategy")
-        name = strategy if isinstance(strategy, str) else type(strategy).__name__.lower()
-        if not name.startswith(_OWN_CHECKPOINT_IO):
+        if isinstance(strategy, str):
+            name = self._simplest_strategy() if strategy == "auto" else strategy
+            kwargs["strategy"] = strategy = build_strategy(name)
+        if not needs_gathering(strategy):  # those write checkpoints in their own way
             plugins = config.get("plugins") or []
             plugins = plugins if isinstance(plugins, list) else [plugins]
             kwargs["plugins"] = [AtomicCheckpointIO(), *plugins]
         return super().instantiate_trainer(**kwargs)
+
+    def _simplest_strategy(self) -> str:
+        """What ``auto`` stands for on this machine; said where it is not the only choice."""
+        config = self.config_init["trainer"]
+        devices, memory = found_devices(
+            *(config.get(key, default) for key, default in _DEVICES.items())
+        )
+        if devices < 2 or memory is None:
+            return "auto"
+        from lit_llm.models.build import count_parameters
+
+        name = simplest_strategy(devices, count_parameters(self.model.base), memory)
+        rank_zero_info(f"--trainer.strategy auto: {name} on {devices} devices")
+        return name
 
     def after_instantiate_classes(self) -> None:
         """Build the data where a mistake in it can still be said in one sentence.
@@ -306,11 +324,15 @@ class RecipeCLI(LightningCLI):
         Adapters are written as a peft folder in any case, with the tokenizer of their training, and
         merged into the exported model.
         """
-        folder, model = self.config["export_dir"], self.model.model
-        if not self.trainer.is_global_zero:
-            return
+        with self.model.whole(exact=True) as model:  # together, as ranks may have to gather it
+            if self.trainer.is_global_zero:
+                self._export(model)
+        self.trainer.strategy.barrier()
+
+    def _export(self, model: Any) -> None:
         from lit_llm.models.adapters import is_adapted, save_adapter
 
+        folder = self.config["export_dir"]
         if is_adapted(model):
             statistics = getattr(self.model, "statistics", None)
             if statistics is not None:  # of a reward model's scores
@@ -323,7 +345,7 @@ class RecipeCLI(LightningCLI):
             return
         from lit_llm.models.export import export_model
 
-        export_model(self.model.exported_model(), self.datamodule.tokenizer, Path(folder))
+        export_model(self.model.exported(model), self.datamodule.tokenizer, Path(folder))
         print(f"exported to {folder}")
 
     def report(
@@ -351,18 +373,6 @@ class RecipeCLI(LightningCLI):
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return "litlogger" not in record.getMessage().lower()
-
-
-def _check_strategy(strategy: Any) -> None:
-    """Refuse a strategy nobody registered, and offer the nearest names."""
-    names = sorted({"auto", *StrategyRegistry.available_strategies()})
-    if not isinstance(strategy, str) or strategy in names:
-        return
-    near = get_close_matches(strategy, names, n=3, cutoff=0.4) or ["auto", "ddp", "fsdp"]
-    raise UserError(
-        f"there is no strategy named '{strategy}' (--trainer.strategy); "
-        f"did you mean {' or '.join(near)}?"
-    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The command line's own parts."""
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from lit_llm import cli as cli_module
 from lit_llm.arguments import in_one_sentence, listed_sources
 from lit_llm.callbacks.guards import Guards
 from lit_llm.callbacks.progress import Progress
-from lit_llm.cli import RecipeCLI, _check_strategy
+from lit_llm.cli import RecipeCLI
 from lit_llm.data.chat_tokenizer import load_chat_tokenizer
 from lit_llm.errors import UserError
 from lit_llm.models import (
@@ -25,6 +26,7 @@ from lit_llm.models import (
 from lit_llm.modules.dpo import DPOModule
 from lit_llm.modules.reward import RewardModule
 from lit_llm.modules.sft import SFTModule
+from lit_llm.strategies.registry import build_strategy
 
 
 def test_a_single_source_is_a_list_that_starts_empty():
@@ -54,14 +56,14 @@ def test_other_sources_do_without_the_second_test_of_the_recipe(tmp_path):
         assert none not in listed_sources(args, has_ood=True)
 
 
-@pytest.mark.parametrize("name", ["auto", "ddp", "fsdp"])
+@pytest.mark.parametrize("name", ["auto", "ddp", "ddp_spawn"])
 def test_known_strategies_pass(name):
-    _check_strategy(name)
+    build_strategy(name)
 
 
 def test_an_unknown_strategy_is_told_the_nearest():
     with pytest.raises(UserError, match="'dpd'.*ddp"):
-        _check_strategy("dpd")
+        build_strategy("dpd")
 
 
 def test_what_the_parser_says_becomes_one_sentence():
@@ -126,11 +128,13 @@ def tokenizer(tmp_path):
 
 
 def test_an_adapter_is_saved_with_statistics_and_tokenizer(tokenizer, tmp_path):
+    model = add_adapter(reward_model(tokenizer, 2), AdapterConfig(r=2))
     module = SimpleNamespace(
-        model=add_adapter(reward_model(tokenizer, 2), AdapterConfig(r=2)),
+        whole=lambda exact: nullcontext(model),
         statistics=RewardStatistics([0.5, 1.0], [2.0, 3.0], "min"),
     )
-    trainer = SimpleNamespace(is_global_zero=True)
+    strategy = SimpleNamespace(barrier=lambda: None)
+    trainer = SimpleNamespace(is_global_zero=True, strategy=strategy)
     data = SimpleNamespace(tokenizer=tokenizer)
     bare_cli(tmp_path, trainer=trainer, model=module, datamodule=data).export()
     kept = json.loads((tmp_path / "adapter" / "reward_statistics.json").read_text())

@@ -10,6 +10,7 @@ from lit_llm.callbacks.table import GrowingTable
 from lit_llm.errors import UserError
 from lit_llm.evaluation.answers import answer_measures
 from lit_llm.rollout.generation import GenerationConfig, generate
+from lit_llm.strategies.gathering import whole_model
 
 _COLUMNS = ["question", "answer", "reference", "stopped"]
 
@@ -89,15 +90,16 @@ class SampleAnswers(Callback):
         questions = datamodule.heldout_questions(split, count)
         tokenizer = datamodule.tokenizer
         own = range(trainer.global_rank, len(questions), trainer.world_size)
-        responses = generate(
-            pl_module.model,
-            [questions[index].prompt_ids for index in own],
-            self.config,
-            pad_token_id=datamodule.pad_token_id,
-            stop_token_ids=datamodule.stop_token_ids,
-            batch_size=self.batch_size,
-            seed=self.seed,
-        )
+        with whole_model(pl_module) as model:
+            responses = generate(
+                model,
+                [questions[index].prompt_ids for index in own],
+                self.config,
+                pad_token_id=datamodule.pad_token_id,
+                stop_token_ids=datamodule.stop_token_ids,
+                batch_size=self.batch_size,
+                seed=self.seed,
+            )
         shares = [
             [
                 (index, tokenizer.decode(ids), stopped)

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_llm.callbacks.table import GrowingTable
 from lit_llm.errors import UserError
 from lit_llm.rollout.generation import GenerationConfig, generate
+from lit_llm.strategies.gathering import whole_model
 
 
 class SampleContinuations(Callback):
@@ -53,7 +54,6 @@ class SampleContinuations(Callback):
         if trainer.global_step:
             self._table.take_over(trainer)
 
-    @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample, unless this is the check before training."""
         datamodule: Any = getattr(trainer, "datamodule", None)
@@ -61,17 +61,20 @@ class SampleContinuations(Callback):
             return
         if self.prompts is None:
             self.prompts = _beginnings(datamodule)
-        texts = self._continue(pl_module, datamodule.tokenizer, self.prompts)
+        with whole_model(pl_module) as model:  # together, as ranks may have to gather it
+            if not trainer.is_global_zero:
+                return
+            texts = self._continue(model, datamodule.tokenizer, self.prompts)
         self._table.put(trainer, [list(row) for row in zip(self.prompts, texts, strict=True)])
 
     def _config(self) -> GenerationConfig:
         return GenerationConfig(self.max_new_tokens, self.temperature)
 
-    def _continue(self, pl_module: Any, tokenizer: Any, prompts: list[str]) -> list[str]:
+    def _continue(self, model: Any, tokenizer: Any, prompts: list[str]) -> list[str]:
         """Continue the prompts, up to the end of the text where the model ends it."""
         end = tokenizer.eos_token_id
         responses = generate(
-            pl_module.model,
+            model,
             [tokenizer(prompt)["input_ids"] for prompt in prompts],
             self._config(),
             pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,

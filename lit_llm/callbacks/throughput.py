@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_llm.planning.flops import peak_flops, training_flops_per_token
+from lit_llm.planning.flops import peak_flops
 
 
 class Throughput(Callback):
@@ -37,10 +37,7 @@ class Throughput(Callback):
             dtype = torch.float16
         if self.peak is None:
             self.peak = peak_flops(pl_module.device, dtype)
-        model: Any = getattr(pl_module, "model", None)
-        seq_len = getattr(pl_module, "seq_len", None)
-        if model is not None and seq_len and hasattr(model, "get_output_embeddings"):
-            self._flops_per_token = training_flops_per_token(model, seq_len)
+        self._flops_per_token = getattr(pl_module, "flops_per_token", None)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

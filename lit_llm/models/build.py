@@ -131,6 +131,13 @@ def build_model(
     return model.train()
 
 
+def count_parameters(config: BaseModelConfig) -> int:
+    """How many parameters the model of a config has; nothing of it is loaded."""
+    with torch.device("meta"):
+        model = _create(resolve_config(config), {}, classifier=False)
+    return int(model.num_parameters())
+
+
 def _keep_bars_out_of_logs() -> None:
     """Where there is no screen, transformers' progress bars would fill the log."""
     if not sys.stderr.isatty():

@@ -4,7 +4,6 @@ Shapes: B rows, T prompt and response, R response.
 """
 
 import copy
-import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -12,13 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lit_llm.data.prompts import Prompt
 from lit_llm.errors import UserError
 from lit_llm.models.adapter_switches import active_adapter, adapters_off, add_second_adapter
-from lit_llm.models.adapters import AdapterConfig, trainable_summary, unwrap
+from lit_llm.models.adapters import AdapterConfig, unwrap
 from lit_llm.models.compile import compile_blocks
 from lit_llm.models.config import BaseModelConfig
 from lit_llm.models.forward import hidden_states
@@ -32,10 +29,8 @@ from lit_llm.modules.ppo_config import PPOConfig
 from lit_llm.modules.rewards import RewardConfig, Rewards
 from lit_llm.modules.schedules import Schedule
 from lit_llm.modules.scoring_model import own_tokenizer, reads_alike
-from lit_llm.rollout.engine import RolloutEngine
-from lit_llm.rollout.generation import GenerationConfig, Response
+from lit_llm.rollout.generation import GenerationConfig
 from lit_llm.rollout.rewards import RewardSample
-from lit_llm.rollout.sampling import SamplingEngine
 
 CRITIC = "value"
 _FROZEN = ("reference.", "rewards.", "judges.")
@@ -132,7 +127,6 @@ class ActorCriticModule(ModelModule):
         self.value_head: nn.Module | None = None
         self.rewards: Any = None
         self.judges: Any = None
-        self._engine: RolloutEngine | None = None
         self._start_fingerprint = ""
         self.strict_loading = False
 
@@ -181,9 +175,9 @@ class ActorCriticModule(ModelModule):
                 f"model.generation.max_new_tokens {self.generation.max_new_tokens} together"
             ) from error
 
-    def on_fit_start(self) -> None:
-        """Tell how much is trained, the critic included."""
-        rank_zero_info(trainable_summary(self))
+    def trained(self) -> nn.Module:
+        """What holds the trained weights: policy and critic."""
+        return self
 
     def _build_critic(self, model: Any, tokenizer: Any | None) -> None:
         if self.ppo.value_model == "shared":
@@ -224,24 +218,20 @@ class ActorCriticModule(ModelModule):
 
     # ----- what the models say ------------------------------------------------------------------
 
-    def forward(self, part: str, *args: Any) -> Any:  # type: ignore[override]
-        """The one door to all models, so that a strategy's wrapper sees every forward.
+    def run(self, part: str, *args: Any) -> Any:
+        """What the models say outside a step: by the strategy's root, in the run's precision.
 
         Args:
-            part: ``views``, ``reference`` or ``scores``.
+            part: ``views``, ``reference_logprobs`` or ``scores``.
             args: What the method of that name takes.
         """
-        return getattr(self, f"_{part}")(*args)
-
-    def run(self, part: str, *args: Any) -> Any:
-        """``forward`` outside a step: by the strategy's root, in the run's precision."""
-        root: Any = self.trainer.strategy.model
         # Scores keep their precision; in half precision the context would also set the default.
         context = self.trainer.precision_plugin.forward_context()
         with nullcontext() if part == "scores" else context:
-            return (self if root is None else root)(part, *args)
+            return self.by_root(part, *args)
 
-    def _views(self, batch: dict[str, Tensor]) -> Views:
+    def views(self, batch: dict[str, Tensor]) -> Views:
+        """What policy and critic say about the responses of a batch; differentiable."""
         mask = batch["response_mask"]
         ids, real = batch["input_ids"], batch["attention_mask"]
         output = policy_output(self.model, ids, real, mask, temperature=self.generation.temperature)
@@ -256,7 +246,8 @@ class ActorCriticModule(ModelModule):
             values = self.value_head(hidden[:, -mask.shape[1] - 1 : -1])
         return Views(output.logprobs, output.entropy, values.masked_fill(mask == 0, 0.0))
 
-    def _reference(self, batch: dict[str, Tensor]) -> Tensor:
+    def reference_logprobs(self, batch: dict[str, Tensor]) -> Tensor:
+        """Log-probabilities of the responses' tokens under the reference, (B, R) float32."""
         with self.reference_model() as model:
             output = policy_output(
                 model,
@@ -267,7 +258,8 @@ class ActorCriticModule(ModelModule):
             )
         return output.logprobs
 
-    def _scores(self, samples: Sequence[RewardSample], judged: bool = False) -> Any:
+    def scores(self, samples: Sequence[RewardSample], judged: bool = False) -> Any:
+        """What the rewards, or the judges, give the samples."""
         return (self.judges if judged else self.rewards)(samples)
 
     @contextmanager
@@ -279,76 +271,11 @@ class ActorCriticModule(ModelModule):
         with adapters_off(self.model):
             yield self.model
 
-    # ----- responses ----------------------------------------------------------------------------
-
-    def respond(
-        self,
-        prompts: Sequence[Prompt],
-        seeds: Sequence[int],
-        *,
-        by_reference: bool = False,
-        batch_size: int | None = None,
-    ) -> list[Response]:
-        """Let the policy, or the reference, answer prompts.
-
-        Args:
-            prompts: What to answer.
-            seeds: One a prompt: what is sampled depends on it, and not on the other prompts.
-            by_reference: Let the reference answer.
-            batch_size: Prompts to answer at once; by default all.
-        """
-        if not prompts:
-            return []
-        engine = self._get_engine()
-        with self.reference_model() if by_reference else nullcontext(self.model) as model:
-            engine.load(model)
-            try:
-                responses = []
-                for first in range(0, len(prompts), batch_size or len(prompts)):
-                    part = slice(first, first + (batch_size or len(prompts)))
-                    ids = [prompt.ids for prompt in prompts[part]]
-                    responses += engine.generate(ids, self.generation, seeds=seeds[part])
-                return responses
-            finally:
-                engine.release()
-
-    def samples(
-        self, prompts: Sequence[Prompt], responses: Sequence[Response]
-    ) -> list[RewardSample]:
-        """Prompts and responses as rewards are given them."""
-        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        return [
-            RewardSample(
-                prompt=prompt.text,
-                response=_response_text(tokenizer, prompt.ids, response.ids),
-                prompt_ids=prompt.ids,
-                response_ids=response.ids,
-                stopped=response.stopped,
-                messages=prompt.messages,
-                reference=prompt.reference,
-                answer_format=prompt.answer_format,
-            )
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-
-    def _get_engine(self) -> RolloutEngine:
-        if self._engine is None:
-            datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            half = "bf16" in str(self.trainer.precision)
-            factory = SamplingEngine if self.rollout_engine is None else _load(self.rollout_engine)
-            self._engine = factory(
-                pad_token_id=datamodule.pad_token_id,
-                stop_token_ids=datamodule.stop_token_ids,
-                batch_size=max(self.ppo.rollout_batch_size, datamodule.val_batch_size),
-                dtype=torch.bfloat16 if half else None,
-            )
-        return self._engine
-
     # ----- checkpoints --------------------------------------------------------------------------
 
     def left_out(self) -> set[str]:
         """What is in no checkpoint: the reference, the rewards, and frozen weights on disk."""
-        frozen = {name for name in self.state_dict() if name.startswith(_FROZEN)}
+        frozen = {name for name in self.whole_shapes if name.startswith(_FROZEN)}
         return super().left_out() | frozen
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -373,24 +300,3 @@ class ActorCriticModule(ModelModule):
                 f"{self.base.pretrained}; give the model it started from "
                 "(model.base.pretrained), or another --output_dir"
             )
-
-
-def _response_text(tokenizer: Any, prompt_ids: list[int], response_ids: list[int]) -> str:
-    """What a response adds to its prompt: alone, it may lose the space that it begins with."""
-    before = tokenizer.decode(prompt_ids, skip_special_tokens=True)
-    whole: str = tokenizer.decode([*prompt_ids, *response_ids], skip_special_tokens=True)
-    if whole.startswith(before):
-        return whole[len(before) :]
-    alone: str = tokenizer.decode(response_ids, skip_special_tokens=True)
-    return alone
-
-
-def _load(path: str) -> Any:
-    """What a path ``package.module:name`` names."""
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"model.rollout_engine {path!r} cannot be loaded ({error}); give package.module:name"
-        ) from error

@@ -1,18 +1,21 @@
 """What every stage shares: optimizer, schedule, clipping, and token-correct losses."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lit_llm.errors import UserError
 from lit_llm.modules.schedules import Schedule
 from lit_llm.strategies.clipping import clip_grad_norm_
+from lit_llm.strategies.names import plain_name
 
 
 class BaseModule(LightningModule):
@@ -30,7 +33,43 @@ class BaseModule(LightningModule):
         super().__init__()
         self.optimizer_factory = optimizer
         self.schedule = schedule
+        self.stage = f"{type(self).__module__}:{type(self).__qualname__}"
+        """Import path of the class; strategies may change what ``type(self)`` says."""
+        self.whole_shapes: dict[str, tuple[int, ...]] = {}
+        """Shapes of the module's state before a strategy took parts of it away, by name."""
+        self.optimizer_names: list[str] = []
+        """Names of the optimizer's parameters, in its order."""
         self._window_targets: Tensor | None = None
+
+    # ----- what strategies change ---------------------------------------------------------------
+
+    def remember_shapes(self) -> None:
+        """Take down what the module looks like whole; call it at the end of ``configure_model``."""
+        self.whole_shapes = {name: tuple(v.shape) for name, v in self.state_dict().items()}
+
+    def left_out(self) -> set[str]:
+        """Names of what is in the module's state but in no checkpoint."""
+        return set()
+
+    @property
+    def skips_step(self) -> bool:
+        """Whether the optimizer step under way leaves everything as it is."""
+        return False
+
+    def by_root(self, method: str, *args: Any) -> Any:
+        """Call a method of this module through the strategy's wrapper, as steps are.
+
+        Sharded weights are whole only inside the forward of the outermost module. All ranks have to
+        make the same calls.
+
+        Args:
+            method: Name of the method.
+            args: What it takes.
+        """
+        strategy = self.trainer.strategy
+        if strategy.model is None:
+            return getattr(self, method)(*args)
+        return strategy._forward_redirection(strategy.model, self, method, *args)
 
     # ----- the token-correct loss ---------------------------------------------------------------
 
@@ -95,11 +134,17 @@ class BaseModule(LightningModule):
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Build the optimizer over decay groups."""
-        return self.optimizer_factory(decay_groups(self))
+        return self.optimizer_factory(decay_groups(self, self.whole_shapes))
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer over decay groups and a schedule that steps with every update."""
         optimizer = self.build_optimizer()
+        names = {id(parameter): plain_name(name) for name, parameter in self.named_parameters()}
+        self.optimizer_names = [
+            names[id(parameter)]
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
         total = self.total_steps()
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.schedule.factor(step, total)
@@ -121,6 +166,11 @@ class BaseModule(LightningModule):
         Lightning would do so only after the next forward pass, where memory is at its peak.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):  # clips, and frees, by itself
+            engine: Any = self.trainer.strategy.model
+            if not self.skips_step:
+                self.log("train/grad_norm", float(engine.get_global_grad_norm()))
+            return
         optimizer.zero_grad()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -134,6 +184,8 @@ class BaseModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip by the norm over all parameters, the same way under every strategy, and log it."""
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            return
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
@@ -153,21 +205,27 @@ class BaseModule(LightningModule):
 
     # ----- checkpoints --------------------------------------------------------------------------
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Tell how many micro-batches make a step."""
+        checkpoint["accumulate"] = self.trainer.accumulate_grad_batches
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose tensors do not fit this model, naming the first that differs.
 
         Raises:
             UserError: The checkpoint is of another model.
         """
+        if self._trainer is not None and "accumulate" in checkpoint:
+            _count_in(checkpoint, checkpoint["accumulate"], self.trainer.accumulate_grad_batches)
         saved = checkpoint.get("state_dict", {})
         if not saved:
             return  # sharded checkpoints are checked by their strategy
-        own = self.state_dict()
-        for name, tensor in own.items():
-            if name in saved and saved[name].shape != tensor.shape:
+        own = self.whole_shapes or {k: tuple(v.shape) for k, v in self.state_dict().items()}
+        for name, shape in own.items():
+            if name in saved and tuple(saved[name].shape) != shape:
                 raise UserError(
                     f"the checkpoint is of another model: {name} has shape "
-                    f"{tuple(saved[name].shape)} there and {tuple(tensor.shape)} here; "
+                    f"{tuple(saved[name].shape)} there and {shape} here; "
                     "resume with the settings it was trained with, or give another --output_dir"
                 )
         if self.strict_loading and own.keys() != saved.keys():
@@ -179,7 +237,28 @@ class BaseModule(LightningModule):
             )
 
 
-def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
+def _count_in(checkpoint: dict[str, Any], before: int, now: int) -> None:
+    """Let Lightning count the epoch's micro-batches as they are now.
+
+    With other devices, or another micro_batch_size, an optimizer step has another number of them.
+
+    Args:
+        checkpoint: Of a run that is resumed; changed in place.
+        before: Micro-batches of a step there.
+        now: Micro-batches of a step here.
+    """
+    loops = checkpoint.get("loops", {}).get("fit_loop")
+    if loops is None or before == now:
+        return
+    progress = loops["epoch_loop.batch_progress"]["current"]
+    moved = progress["ready"] * now // before - progress["ready"]
+    for name in progress:
+        progress[name] += moved
+
+
+def decay_groups(
+    module: nn.Module, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> list[dict[str, Any]]:
     """Split trainable parameters into those with weight decay and those without.
 
     Norm gains, biases and embeddings are not decayed: shrinking them regularises nothing
@@ -187,6 +266,7 @@ def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
 
     Args:
         module: The module whose trainable parameters are grouped.
+        shapes: Shapes of its parameters by name, where a strategy shows flat parts of them.
 
     Returns:
         Two parameter groups; the first takes the optimizer's own ``weight_decay``, the second 0.
@@ -199,9 +279,11 @@ def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
     }
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
-    for parameter in module.parameters():
+    known = shapes or {}
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            small = parameter.ndim < 2 or id(parameter) in embeddings
+            shape = known.get(plain_name(name), parameter.shape)
+            small = len(shape) < 2 or id(parameter) in embeddings
             (kept if small else decayed).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

@@ -4,7 +4,7 @@ Shapes: N answers.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -229,16 +229,13 @@ class DPOModule(PreferenceModule):
         self._referenced = datamodule
 
     def _reference_log_probs(self, parts: list[Any], datamodule: Any) -> list[Tensor]:
-        with self.reference_model() as model:
+        with self.reference_model(self.model) as model:
+            shared = model is self.model
+            settings = (datamodule.collate(), datamodule.val_micro_batch_size)
             values = [
-                part_log_probs(
-                    model,
-                    part,
-                    datamodule.collate(),
-                    batch_size=datamodule.val_micro_batch_size,
-                    rank=self.trainer.global_rank,
-                    world_size=self.trainer.world_size,
-                )
+                self.by_root("part_log_probs", model, part, *settings)
+                if shared
+                else self.part_log_probs(model, part, *settings)
                 for part in parts
             ]
         if self.trainer.world_size > 1:
@@ -248,23 +245,39 @@ class DPOModule(PreferenceModule):
                 own.copy_(total)
         return values
 
+    def part_log_probs(
+        self, model: Any, part: Any, collate: Callable[[list[Any]], Any], batch_size: int
+    ) -> Tensor:
+        """Log-probabilities of a data set's answers, each rank its share."""
+        return part_log_probs(
+            model,
+            part,
+            collate,
+            batch_size=batch_size,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+
     @contextmanager
-    def reference_model(self) -> Iterator[Any]:
+    def reference_model(self, policy: Any) -> Iterator[Any]:
         """The reference as a model, in evaluation mode and in the run's precision.
 
         Where the policy has no adapters to be turned off and has been trained already, the model it
         started from is loaded anew, for as long as the context lasts.
+
+        Args:
+            policy: The policy, as it is or whole.
 
         Raises:
             UserError: The model it started from cannot be loaded again.
         """
         with self.trainer.precision_plugin.forward_context(), torch.random.fork_rng():
             if self.adapter is not None:
-                with evaluating(self.model), self.model.disable_adapter():
-                    yield self.model
+                with evaluating(policy), policy.disable_adapter():
+                    yield policy
             elif self._is_at_start:
-                with evaluating(self.model):
-                    yield self.model
+                with evaluating(policy):
+                    yield policy
             else:
                 yield self._load_start()
 
@@ -323,31 +336,32 @@ class DPOModule(PreferenceModule):
         total = torch.zeros(2, device=self.device)
         # Scored after the very prompts they are sampled after.
         prompts, _ = fit_prompts(self.model, prompts, self.kl_config.max_new_tokens)
-        responses = generate(
-            self.model,
-            prompts,
-            self.kl_config,
-            pad_token_id=datamodule.pad_token_id,
-            stop_token_ids=datamodule.stop_token_ids,
-            keep_stop_token=True,
-        )
-        items = [
-            {
-                "input_ids": torch.tensor(prompt + response.ids),
-                "labels": torch.tensor([IGNORED] * len(prompt) + response.ids),
-                "source": torch.tensor(0),
+        with self.whole() as policy:
+            responses = generate(
+                policy,
+                prompts,
+                self.kl_config,
+                pad_token_id=datamodule.pad_token_id,
+                stop_token_ids=datamodule.stop_token_ids,
+                keep_stop_token=True,
+            )
+            items = [
+                {
+                    "input_ids": torch.tensor(prompt + response.ids),
+                    "labels": torch.tensor([IGNORED] * len(prompt) + response.ids),
+                    "source": torch.tensor(0),
+                }
+                for prompt, response in zip(prompts, responses, strict=True)
+            ]
+            total[1] = len(responses)
+            if not items:
+                return total
+            batch = {
+                k: v.to(self.device) for k, v in PadCollator(datamodule.pad_token_id)(items).items()
             }
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        total[1] = len(responses)
-        if not items:
-            return total
-        batch = {
-            k: v.to(self.device) for k, v in PadCollator(datamodule.pad_token_id)(items).items()
-        }
-        with self.trainer.precision_plugin.forward_context():
-            logprobs = token_log_probs(self.model, batch)
-        with self.reference_model() as reference:
-            ref_logprobs = token_log_probs(reference, batch)
+            with evaluating(policy), self.trainer.precision_plugin.forward_context():
+                logprobs = token_log_probs(policy, batch)
+            with self.reference_model(policy) as reference:
+                ref_logprobs = token_log_probs(reference, batch)
         total[0] = kl_estimate(logprobs, ref_logprobs, "k1").sum()
         return total

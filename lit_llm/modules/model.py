@@ -3,13 +3,15 @@
 Shapes: B batch, T sequence, V vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_llm.data.chat_template import stop_token_ids
 from lit_llm.data.chat_tokenizer import load_chat_tokenizer
@@ -29,6 +31,8 @@ from lit_llm.models.vocabulary import set_stop_tokens, vocabulary_of
 from lit_llm.modules.base import BaseModule
 from lit_llm.modules.frozen import frozen_fingerprint, kept_elsewhere
 from lit_llm.modules.schedules import Schedule
+from lit_llm.planning.flops import training_flops_per_token
+from lit_llm.strategies.gathering import Replica, needs_gathering
 
 
 class ModelModule(BaseModule):
@@ -55,6 +59,7 @@ class ModelModule(BaseModule):
     """Whether the model scores whole texts, by ``heads``, in place of predicting tokens."""
     has_reference = False
     """Whether the model that training starts from is needed again later, as it was."""
+    _replica: Replica | None = None
 
     def __init__(
         self,
@@ -101,6 +106,9 @@ class ModelModule(BaseModule):
         self.strict_loading = self.saves_frozen
         self._frozen: set[str] = set()
         self._base_fingerprint: str | None = None
+        self._summary = ""
+        self.flops_per_token: float | None = None
+        """Of forward and backward; None where it is not known."""
 
     # ----- the model ----------------------------------------------------------------------------
 
@@ -110,8 +118,19 @@ class ModelModule(BaseModule):
             return
         tokenizer = None if self.tokenizer_path is None else self.load_tokenizer()
         self.model = self.build_model(tokenizer)
+        # A strategy may hold parts of the weights only, which could not be counted.
+        self._summary = trainable_summary(self.trained())
+        if self.seq_len and hasattr(self.model, "get_output_embeddings"):
+            self.flops_per_token = training_flops_per_token(self.model, self.seq_len)
+        if self._trainer is not None and needs_gathering(self.trainer.strategy):
+            self._replica = Replica(self.model, owner=self)
         if self.base.compile:
             compile_blocks(self.model)
+        self.remember_shapes()
+
+    def trained(self) -> nn.Module:
+        """What holds the trained weights."""
+        return self.model
 
     def load_tokenizer(self) -> Any:
         """Load the tokenizer that fixes the vocabulary and the special ids."""
@@ -156,9 +175,32 @@ class ModelModule(BaseModule):
             torch.manual_seed(0)
             return build_model(self.base, **settings)
 
-    def exported_model(self) -> Any:
-        """The model as it is handed on: a plain transformers model, adapters merged into a copy."""
-        return merged_copy(self.model)
+    @contextmanager
+    def whole(self, model: Any = None, *, exact: bool = False) -> Iterator[Any]:
+        """A model with all its weights on every rank, to be used outside of steps.
+
+        It is the model itself where no strategy shards it, and otherwise a copy that lasts as long
+        as the context. All ranks have to enter together.
+
+        Args:
+            model: Which one, of the architecture of ``model``; by default that.
+            exact: In the precision that the optimizer keeps, not the one that steps compute in.
+        """
+        model = self.model if model is None else model
+        if self._replica is None:
+            yield model
+            return
+        root: Any = self.trainer.strategy.model
+        with self._replica.filled(model, root, exact=exact) as copied:
+            yield copied
+
+    def exported(self, model: Any) -> Any:
+        """A model as it is handed on: of plain transformers, adapters merged into a copy.
+
+        Args:
+            model: ``model``, whole.
+        """
+        return merged_copy(model)
 
     def forward(self, input_ids: Tensor, **kwargs: Any) -> Any:
         """Run the model: ids (B, T) to a transformers output with ``logits``."""
@@ -166,7 +208,7 @@ class ModelModule(BaseModule):
 
     def on_fit_start(self) -> None:
         """Tell how much is trained."""
-        rank_zero_info(trainable_summary(self.model))
+        rank_zero_info(self._summary)
 
     # ----- checkpoints --------------------------------------------------------------------------
 
@@ -180,6 +222,8 @@ class ModelModule(BaseModule):
         A whole model describes its architecture, and needs neither tokenizer nor Hub. Adapters
         leave out the frozen weights of a pretrained model, but tell which they were.
         """
+        super().on_save_checkpoint(checkpoint)
+        checkpoint |= {"stage": self.stage, "tokenizer": self.tokenizer_path}
         hyper_parameters, left_out = checkpoint["hyper_parameters"], self.left_out()
         state = {k: v for k, v in checkpoint["state_dict"].items() if k not in left_out}
         checkpoint["state_dict"] = state
@@ -203,7 +247,7 @@ class ModelModule(BaseModule):
         super().on_load_checkpoint(checkpoint)
         if self.strict_loading or not checkpoint.get("state_dict"):
             return
-        differing = (self.state_dict().keys() - self.left_out()) ^ checkpoint["state_dict"].keys()
+        differing = (self.whole_shapes.keys() - self.left_out()) ^ checkpoint["state_dict"].keys()
         if differing:
             raise UserError(
                 f"the checkpoint is of another model: {min(differing)} exists only here or only "

@@ -19,7 +19,6 @@ from lit_llm.models.config import BaseModelConfig
 from lit_llm.models.forward import causal_lm_loss
 from lit_llm.modules.actor_critic import CRITIC
 from lit_llm.modules.base import decay_groups
-from lit_llm.modules.ppo_checks import check_strategy
 from lit_llm.modules.ppo_config import PPOConfig
 from lit_llm.modules.rewards import RewardConfig, as_rewards
 from lit_llm.modules.rollout import RolloutModule
@@ -103,7 +102,7 @@ class PPOModule(RolloutModule):
         self._sums = UpdateSums()
         self._window = UpdateSums()
         self._rollout_metrics: dict[str, float] = {}
-        self._skips = False
+        self._skips = self._skipping = False
         self.evaluated: list[EvaluatedResponse] = []
         """What the last evaluation found, complete on every rank."""
 
@@ -116,7 +115,6 @@ class PPOModule(RolloutModule):
             UserError: The sizes do not fit the devices, or the trainer accumulates on its own.
         """
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        check_strategy(self.trainer.strategy)
         sizes = self.batch_sizes()
         kwargs = self.trainer.distributed_sampler_kwargs
         self.buffer = ExperienceBuffer(
@@ -168,7 +166,7 @@ class PPOModule(RolloutModule):
         critic = {id(parameter) for part in own for parameter in part.parameters()}
         critic |= {id(parameter) for parameter in adapter_parameters(self.model, CRITIC)}
         groups = []
-        for group in decay_groups(self):
+        for group in decay_groups(self, self.whole_shapes):
             for of_critic in (False, True):
                 chosen = [p for p in group["params"] if (id(p) in critic) == of_critic]
                 if chosen:
@@ -199,13 +197,13 @@ class PPOModule(RolloutModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return this micro-batch's share of the minibatch's mean loss over response tokens."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._window = UpdateSums()
-        if self._skips:
+            self._window, self._skipping = UpdateSums(), self._skips
+        if self._skipping:
             return self._nothing()
         assert self.buffer is not None
         config, mask = self.ppo, batch["response_mask"]
         known = self.buffer.learned(batch["rows"], mask)
-        views = self("views", batch)
+        views = self.views(batch)
         policy = policy_loss(
             views.logprobs,
             known["logprobs"],
@@ -233,11 +231,19 @@ class PPOModule(RolloutModule):
             share = share + config.ptx_coef * self._ptx_loss(batch, batch_idx)
         return share
 
+    @property
+    def skips_step(self) -> bool:
+        """Whether the iteration has ended early, and this step is one of those left out."""
+        return self._skipping
+
     def _nothing(self) -> Tensor:
         """A loss of 0 that reaches all parameters: ranks that skip a step have to do it together.
 
-        Lightning lets no rank leave a step out by returning ``None``.
+        Lightning lets no rank leave a step out by returning ``None``. Sharded weights are no leaves
+        of a graph outside their own forward, and need no gradient to stay as they are.
         """
+        if self._replica is not None:
+            return torch.zeros((), device=self.device, requires_grad=True)
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return torch.stack([p.flatten()[:1].sum().float() for p in trained]).sum() * 0.0
 
@@ -258,7 +264,7 @@ class PPOModule(RolloutModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the minibatch's means over all ranks, and decide together whether to go on."""
         super().on_before_optimizer_step(optimizer)
-        if self._skips:
+        if self._skipping:
             optimizer.zero_grad()  # without gradients a step leaves weights and moments alone
             self._sums.skipped += 1
             return
@@ -335,7 +341,6 @@ class PPOModule(RolloutModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["ppo"] = {
             "experience": {} if self.buffer is None else self.buffer.kept(),
-            "accumulate": 0 if self.buffer is None else self.buffer.accumulate,
             "minibatch_size": self.ppo.minibatch_size,
             "iteration": self.iteration,
             "kl_coef": self.kl_coef,
@@ -360,25 +365,8 @@ class PPOModule(RolloutModule):
                     "on with that (model.ppo.minibatch_size), or start over (--resume never)"
                 )
             self.buffer.restore(kept["experience"])
-            _count_in(checkpoint, kept["accumulate"], self.buffer.accumulate)
         self.iteration, self.kl_coef = kept["iteration"], kept["kl_coef"]
         self.score_moments = list(kept["score_moments"])
         self._rollout_metrics = dict(kept["rollout_metrics"])
         self._sums = UpdateSums.of(kept["sums"])
         self._skips = kept["skips"]
-
-
-def _count_in(checkpoint: dict[str, Any], before: int, now: int) -> None:
-    """Let Lightning count the iteration's micro-batches as they are now.
-
-    With other devices, or another micro_batch_size, a minibatch has another number of them.
-
-    Args:
-        checkpoint: Of a run that is resumed; changed in place.
-        before: Micro-batches of a minibatch there.
-        now: Micro-batches of a minibatch here.
-    """
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-    moved = progress["ready"] // before * now - progress["ready"]
-    for name in progress:
-        progress[name] += moved

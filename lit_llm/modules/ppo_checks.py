@@ -98,22 +98,3 @@ def check_positions(config: Any, seq_len: int) -> None:
             f"probability would depend on the batch it is in; keep data.prompt_len and "
             f"model.generation.max_new_tokens together at {border} or below, not {seq_len}"
         )
-
-
-def check_strategy(strategy: Any) -> None:
-    """Refuse strategies that shard the weights which responses are sampled from.
-
-    Raises:
-        UserError: For one of them.
-    """
-    from lightning.pytorch.strategies import (
-        DeepSpeedStrategy,
-        FSDPStrategy,
-        ModelParallelStrategy,
-    )
-
-    if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
-        raise UserError(
-            f"PPO does not sample from sharded weights yet ({type(strategy).__name__}); use "
-            "--trainer.strategy ddp, and adapters where the models do not fit"
-        )

@@ -56,6 +56,9 @@ class PPOConfig:
         ptx_coef: Weight of the pre-training loss mixed in (PPO-ptx, Ouyang et al.); needs
             ``data.ptx_sources``.
         value_lr_factor: Learning rate of a critic's own weights, as a factor of the policy's.
+        sharded_rollouts: Under strategies that shard weights, sample from them as they are, layer
+            by layer, all devices together: slow, for policies that do not fit on one device. By
+            default the weights are gathered once a rollout.
         seed: Seed of the sampling, and of the order of the updates.
 
     Raises:
@@ -90,6 +93,7 @@ class PPOConfig:
     target_approxkl: float | None = None
     ptx_coef: float = 0.0
     value_lr_factor: float = 1.0
+    sharded_rollouts: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -60,6 +60,8 @@ def part_log_probs(
 ) -> Tensor:
     """Log-probabilities of all answers of a data set, each rank its share, the others' being 0.
 
+    All ranks run the model equally often, as they must where its weights are sharded.
+
     Args:
         model: The reference.
         part: Prompts with their answers.
@@ -77,9 +79,13 @@ def part_log_probs(
     order = sorted(range(len(part)), key=part.num_tokens)  # rows of like length, little padding
     batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     device = next(model.parameters()).device
-    for rows in batches[rank::world_size]:
+    for first in range(0, len(batches), world_size):
+        mine = first + rank
+        rows = batches[min(mine, len(batches) - 1)]
         batch = collate([part[row] for row in rows])
         values = answer_log_probs(model, {name: value.to(device) for name, value in batch.items()})
+        if mine >= len(batches):
+            break  # the others had one more
         for row, own in zip(
             rows, values.float().cpu().split([counts[r] for r in rows]), strict=True
         ):

@@ -127,17 +127,17 @@ class RewardModule(PreferenceModule):
             **vocabulary,
         )
 
-    def exported_model(self) -> Any:
+    def exported(self, model: Any) -> Any:
         """The reward model with its statistics in the config, adapters merged into a copy."""
-        model = super().exported_model()
+        merged = super().exported(model)
         if self.statistics is None:
             rank_zero_warn(
                 "the reward model was never validated, so the mean and the standard deviation of "
                 "its scores are not known and not exported; set data.val_fraction above 0"
             )
         else:
-            write_statistics(model, self.statistics)
-        return model
+            write_statistics(merged, self.statistics)
+        return merged
 
     def compare(self, batch: dict[str, Tensor]) -> Comparison:
         """Score all answers in one forward."""

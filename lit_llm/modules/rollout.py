@@ -25,12 +25,12 @@ from lit_llm.functional.advantages import (
 )
 from lit_llm.functional.masking import masked_mean
 from lit_llm.functional.policy_gradient import adapted_kl_coef, kl_estimate
-from lit_llm.modules.actor_critic import ActorCriticModule
+from lit_llm.modules.responding import RespondingModule
 from lit_llm.rollout.experience import Experience, ExperienceBuffer
 from lit_llm.rollout.generation import Response
 
 
-class RolloutModule(ActorCriticModule):
+class RolloutModule(RespondingModule):
     """What an iteration does before its updates, and what an evaluation does in its place.
 
     Every rank answers and scores its share of the prompts; then all ranks hold all rows. What a
@@ -92,6 +92,8 @@ class RolloutModule(ActorCriticModule):
             **_means_of([row[3] for row in everything], "judge"),
             "rollout/seconds": time.perf_counter() - started,
         }
+        if self.gather_seconds:
+            metrics["rollout/gather_seconds"] = self.gather_seconds
         self.iteration += 1
         return metrics
 
@@ -132,7 +134,7 @@ class RolloutModule(ActorCriticModule):
         found = torch.zeros(4, *experience.response_mask.shape)
         for rows in batches:
             batch = {k: v.to(self.device) for k, v in experience.rows(rows).items()}
-            views, ref_logprobs = self.run("views", batch), self.run("reference", batch)
+            views, ref_logprobs = self.run("views", batch), self.run("reference_logprobs", batch)
             values = torch.stack([*views, ref_logprobs]).float().cpu()
             found[:, rows, : values.shape[2]] = values
         return self.data_parallel_sum(found.to(self.device)).cpu()
@@ -286,7 +288,7 @@ class RolloutModule(ActorCriticModule):
         found = []
         for rows in torch.arange(len(experience)).split(size):
             batch = {k: v.to(self.device) for k, v in experience.rows(rows).items()}
-            views, ref_logprobs = self.run("views", batch), self.run("reference", batch)
+            views, ref_logprobs = self.run("views", batch), self.run("reference_logprobs", batch)
             found.append(kl_estimate(views.logprobs, ref_logprobs, "k1").sum(1).cpu())
         return torch.cat(found)
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lit_llm.errors import UserError
@@ -37,9 +38,11 @@ class SamplingEngine:
         stop_token_ids: Tokens that end a response.
         batch_size: Prompts to answer at once.
         dtype: What products are computed in; ``None`` is the weights' own.
+        in_place: Sample by the model's own forward, which other ranks take part in: none of them
+            stops before all can.
 
     Raises:
-        UserError: ``batch_size`` is below 1.
+        UserError: ``batch_size`` is below 1; or ``in_place`` does not go with the model.
     """
 
     def __init__(
@@ -49,7 +52,9 @@ class SamplingEngine:
         stop_token_ids: Sequence[int],
         batch_size: int,
         dtype: torch.dtype | None = None,
+        in_place: bool = False,
     ) -> None:
+        self._in_place = in_place
         if batch_size < 1:
             raise UserError(f"generation: batch_size must be at least 1, got {batch_size}")
         self._pad = pad_token_id
@@ -70,6 +75,15 @@ class SamplingEngine:
         """Take the policy's weights as they are now; see :class:`RolloutEngine`."""
         self.release()
         self._model = model
+        if self._in_place:
+            if not has_plain_cache(model):
+                raise UserError(
+                    f"{type(model).__name__} needs more than keys and values to go on, so it "
+                    "cannot be sampled from sharded weights; set model.ppo.sharded_rollouts to "
+                    "false, or take another strategy (ddp)"
+                )
+            self._decoder = ModelDecoder(model)
+            return
         if not has_plain_cache(model):
             self._tell()
             self._fallback.load(model)
@@ -143,13 +157,22 @@ class SamplingEngine:
                 if not self._has_ended(answers[row]):
                     answers[row].append(token)
             going = [place for place, row in enumerate(batch) if not self._has_ended(answers[row])]
-            if not going or step + 1 == draws.shape[1]:
+            if step + 1 == draws.shape[1] or not self._anybody(bool(going), logits.device):
                 break
+            going = going or [0]  # the other ranks need this one's part of the weights
             if len(going) <= _WORTH_DROPPING * len(batch):
                 self._decoder.keep(going)
                 tokens, draws, batch = tokens[going], draws[going], [batch[i] for i in going]
             logits = self._decoder.step(tokens)
         return [Response(ids, self._has_ended(ids)) for ids in answers]
+
+    def _anybody(self, goes_on: bool, device: torch.device) -> bool:
+        """Whether a rank goes on, where they have to go on together."""
+        if not (self._in_place and dist.is_initialized()):
+            return goes_on
+        flag = torch.tensor(int(goes_on), device=device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
 
     def _has_ended(self, answer: list[int]) -> bool:
         return bool(answer) and answer[-1] in self._stops

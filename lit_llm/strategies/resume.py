@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, and whether its settings still are what they were."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,12 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not readable YAML; remove it or the run's folder") from error
     now = flatten(settings)
+    # The same batch in other portions, on other devices, is the same training.
+    free = _PORTIONS if _step_size(before) == _step_size(now) is not None else ()
     changed = [
         f"{key}: {before.get(key)} there, {now.get(key)} now"
         for key in sorted(before.keys() | now.keys())
-        if not _FREE.match(key) and before.get(key) != now.get(key)
+        if not _FREE.match(key) and key not in free and before.get(key) != now.get(key)
     ]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -124,6 +127,21 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
             f"({'; '.join(changed[:3])}{more}); give another --output_dir, or --resume never to "
             "start over there, or --resume CHECKPOINT to go on with the new settings"
         )
+
+
+_PORTIONS = ("data.micro_batch_size", "trainer.accumulate_grad_batches")
+
+
+def _step_size(settings: dict[str, Any]) -> int | None:
+    """Samples of an optimizer step over all devices; ``None`` where the settings do not tell."""
+    strategy = str(settings.get("trainer.strategy"))
+    shared = settings.get("trainer.strategy.init_args.tensor_parallel_size")
+    copies = shared or (2 if strategy == "tensor_parallel" else 1)
+    counts = [settings.get(key) for key in (*_PORTIONS, "trainer.devices")]
+    counts.append(settings.get("trainer.num_nodes") or 1)
+    if not all(isinstance(count, int) and count > 0 for count in counts):
+        return None
+    return math.prod(int(count) for count in counts if count is not None) // int(copies)
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -24,6 +24,7 @@ def parts(tmp_path):
     )
     module = SimpleNamespace(model=model, device=torch.device("cpu"))
     trainer = SimpleNamespace(
+        is_global_zero=True,
         datamodule=data,
         sanity_checking=False,
         global_step=7,

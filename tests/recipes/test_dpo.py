@@ -230,7 +230,7 @@ def test_kl_of_sampled_answers_is_that_of_plain_models(
     import contextlib
 
     monkey.setattr(DPOModule, "trainer", FakeTrainer())
-    monkey.setattr(DPOModule, "reference_model", lambda self: contextlib.nullcontext(start))
+    monkey.setattr(DPOModule, "reference_model", lambda self, policy: contextlib.nullcontext(start))
     prompts = [question.prompt_ids for question in data.heldout_questions("test", 4)]
     try:
         total = module._sampled_kl(prompts, data)

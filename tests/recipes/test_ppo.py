@@ -39,12 +39,12 @@ class Run:
         self.folder = folder
         self.modes: set[bool] = set()
         self.answers: list[tuple[list[int], Any]] = []
-        forward, respond = PPOModule.forward, PPOModule.respond
+        views, respond = PPOModule.views, PPOModule.respond
 
         def watched(module: Any, *inputs: Any) -> Any:
             frozen = [part for part in (module.reference, module.rewards) if part is not None]
             self.modes |= {one.training for part in frozen for one in part.modules()}
-            return forward(module, *inputs)
+            return views(module, *inputs)
 
         def kept(module: Any, prompts: Any, seeds: Any, **how: Any) -> Any:
             found = respond(module, prompts, seeds, **how)
@@ -54,7 +54,7 @@ class Run:
             return found
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(PPOModule, "forward", watched)
+            patch.setattr(PPOModule, "views", watched)
             patch.setattr(PPOModule, "respond", kept)
             self.cli = main(args)
 
