@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.up-to-date
+# deepspeed is for Linux; its tests skip themselves where it is not installed.
+comma := ,
+EXTRAS ?= dev,tensorboard$(if $(filter Linux,$(shell uname)),$(comma)deepspeed)
 # More arguments for pytest, e.g. make test ARGS="-m 'not slow' tests/data"
 ARGS ?=
 
@@ -24,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python && $(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv || { \
 	  echo "error: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing the environment into .venv (a minute or two, more where torch comes with CUDA) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,tensorboard]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 quickstart: env ## the main job: tokenizer, pre-training, evaluation, samples, export and report, in minutes

@@ -245,6 +245,11 @@ class ModelModule(BaseModule):
             UserError: The checkpoint is of another model.
         """
         super().on_load_checkpoint(checkpoint)
+        if not self.saves_frozen and checkpoint.get("frozen") != self._base_fingerprint:
+            raise UserError(
+                f"the checkpoint holds adapters of another base model than {self.base.pretrained}; "
+                "give the weights it was trained on (model.base.pretrained) or another --output_dir"
+            )
         if self.strict_loading or not checkpoint.get("state_dict"):
             return
         differing = (self.whole_shapes.keys() - self.left_out()) ^ checkpoint["state_dict"].keys()
@@ -252,9 +257,4 @@ class ModelModule(BaseModule):
             raise UserError(
                 f"the checkpoint is of another model: {min(differing)} exists only here or only "
                 "there; resume with the settings it was trained with, or give another --output_dir"
-            )
-        if not self.saves_frozen and checkpoint.get("frozen") != self._base_fingerprint:
-            raise UserError(
-                f"the checkpoint holds adapters of another base model than {self.base.pretrained}; "
-                "give the weights it was trained on (model.base.pretrained) or another --output_dir"
             )

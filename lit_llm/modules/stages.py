@@ -42,7 +42,7 @@ def load_stage(path: str | Path, tokenizer: str | None = None) -> tuple[ModelMod
     if chosen.is_dir():
         from lit_llm.strategies.sharded_checkpoint import read_sharded
 
-        checkpoint = read_sharded(chosen)
+        checkpoint = read_sharded(chosen, with_optimizers=False)
     else:
         checkpoint = read_checkpoint(chosen)
     name, _, attribute = str(checkpoint.get("stage", "")).partition(":")

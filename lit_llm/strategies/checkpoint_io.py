@@ -1,6 +1,7 @@
 """Checkpoint files that are whole or absent, and a clear word about those that are neither."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's writer builds the whole file in memory and moves it from the system's temporary
     folder, which is a copy, and so can be cut off, where that is another file system. The first one
     of a run tells how large they are.
+
+    Args:
+        mapped: Read tensors from the file when they are used, for ranks that take parts of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mapped: bool = False) -> None:
         super().__init__()
+        self.mapped = mapped
         self._told = False
 
     def save_checkpoint(
@@ -31,7 +36,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         for left_by_a_killed_save in target.parent.glob("*.ckpt.partial"):
-            left_by_a_killed_save.unlink(missing_ok=True)
+            if left_by_a_killed_save.is_dir():  # of ranks that wrote their parts
+                shutil.rmtree(left_by_a_killed_save, ignore_errors=True)
+            else:
+                left_by_a_killed_save.unlink(missing_ok=True)
         partial = target.with_name(target.name + ".partial")
         with partial.open("wb") as file:
             torch.save(checkpoint, file)
@@ -46,6 +54,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             rank_zero_info(
                 f"Checkpoints take {size / 1e6:.1f} MB, {weights / 1e6:.1f} MB of it weights"
             )
+
+
+    def load_checkpoint(
+        self, path: _PATH, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read what ``save_checkpoint`` wrote; see :func:`read_checkpoint` where it is mapped."""
+        if self.mapped:
+            return read_checkpoint(Path(path))
+        return super().load_checkpoint(path, map_location or "cpu", weights_only)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -75,7 +75,7 @@ class FSDP1Strategy(FSDPStrategy):
         timeout_minutes: float = 30.0,
     ) -> None:
         super().__init__(
-            checkpoint_io=AtomicCheckpointIO(), timeout=timedelta(minutes=timeout_minutes)
+            checkpoint_io=AtomicCheckpointIO(mapped=True), timeout=timedelta(minutes=timeout_minutes)
         )
         self.sharded_checkpoints = sharded_checkpoints
         self.half_gather = half_gather
@@ -123,8 +123,7 @@ class FSDP1Strategy(FSDPStrategy):
             use_orig_params=True,
         )
         _move_torchmetrics_to_device(model, self.root_device)  # FSDP moves parameters' owners
-        names = dict(module_entries(model))
-        own = {name: names[name].numel() for name in shapes}
+        own = {name: tensor.numel() for name, tensor in module_entries(model)}
         counts: list[Any] = [None] * self.world_size
         dist.all_gather_object(counts, own)
         # Not as a child: the module is part of the wrapper, not the other way round.

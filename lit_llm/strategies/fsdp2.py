@@ -20,7 +20,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from lit_llm.errors import UserError
@@ -37,7 +37,9 @@ from lit_llm.strategies.sharded_checkpoint import (
 from lit_llm.strategies.shards import (
     divided_as,
     make_equal,
+    outermost,
     reshard,
+    shard,
     shard_of,
     step_mesh_by_mesh,
     whole,
@@ -135,7 +137,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         from transformers import PreTrainedModel
 
         assert isinstance(self._tensor_parallel_size, int)
-        models = list(_outermost(root, PreTrainedModel))
+        models = list(outermost(root, PreTrainedModel))
         plans: list[dict[str, str]] = [{} for _ in models]
         if self._tensor_parallel_size > 1:
             if not models:
@@ -156,8 +158,8 @@ class FSDP2Strategy(ModelParallelStrategy):
                 if plan:
                     block.to(self.root_device)
                     parallelize_block(block, plan, self.device_mesh["tensor_parallel"])
-                _fully_shard(block, settings)
-        _fully_shard(root, settings)
+                shard(block, settings)
+        shard(root, settings)
 
     def _precision_policy(self) -> MixedPrecisionPolicy:
         """Gradients are added up in float32 whatever the weights are; inputs stay as they are."""
@@ -189,24 +191,24 @@ class FSDP2Strategy(ModelParallelStrategy):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's step between the hooks of the root."""
         with self.precision_plugin.train_step_context():
-            return self._through_root("training_step", *args, **kwargs)
+            return self._by_root("training_step", *args, **kwargs)
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's step between the hooks of the root."""
         with self.precision_plugin.val_step_context():
-            return self._through_root("validation_step", *args, **kwargs)
+            return self._by_root("validation_step", *args, **kwargs)
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's step between the hooks of the root."""
         with self.precision_plugin.test_step_context():
-            return self._through_root("test_step", *args, **kwargs)
+            return self._by_root("test_step", *args, **kwargs)
 
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's step between the hooks of the root."""
         with self.precision_plugin.predict_step_context():
-            return self._through_root("predict_step", *args, **kwargs)
+            return self._by_root("predict_step", *args, **kwargs)
 
-    def _through_root(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    def _by_root(self, method: str, *args: Any, **kwargs: Any) -> Any:
         assert self.model is not None and self.lightning_module is not None
         return self._forward_redirection(self.model, self.lightning_module, method, *args, **kwargs)
 
@@ -320,6 +322,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Divide the optimizer state of a file as the parameters are."""
+        assert self.lightning_module is not None
         if self._unread is not None:
             for number, optimizer in enumerate(self.optimizers):
                 load_optimizer(self._unread, self.lightning_module, optimizer, number=number)
@@ -338,24 +341,6 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 # ----- the module before it is divided ----------------------------------------------------------
-
-
-def _fully_shard(module: nn.Module, settings: dict[str, Any]) -> None:
-    """Shard a module; its class, which FSDP2 replaces, keeps its name in logs and checkpoints."""
-    before = type(module)
-    fully_shard(module, **settings)
-    after = type(module)
-    after.__name__, after.__qualname__ = before.__name__, before.__qualname__
-    after.__module__ = before.__module__
-
-
-def _outermost(module: nn.Module, kind: type[nn.Module]) -> Iterator[Any]:
-    """Modules of a class that are not inside another one of it."""
-    for child in module.children():
-        if isinstance(child, kind):
-            yield child
-        else:
-            yield from _outermost(child, kind)
 
 
 def _blocks(model: Any) -> Iterator[nn.Module]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lit_llm.errors import UserError
 
@@ -31,7 +31,7 @@ def _tensor_parallel() -> Strategy:
     return FSDP2Strategy(tensor_parallel_size=2)
 
 
-def _zero(stage: int, offload: bool = False) -> Callable[[], Strategy]:
+def _zero(stage: Literal[1, 2, 3], offload: bool = False) -> Callable[[], Strategy]:
     def build() -> Strategy:
         check_deepspeed()
         from lit_llm.strategies.zero import ZeROStrategy

@@ -1,17 +1,40 @@
-"""Tensors that FSDP2 and tensor parallelism divide: their whole, and a rank's part of them."""
+"""Modules and tensors that FSDP2 and tensor parallelism divide: their whole, and a rank's part."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
+
+
+def outermost(module: nn.Module, kind: type[nn.Module]) -> Iterator[Any]:
+    """The modules of a class inside a module that are not inside another one of it."""
+    for child in module.children():
+        if isinstance(child, kind):
+            yield child
+        else:
+            yield from outermost(child, kind)
+
+
+def shard(module: nn.Module, settings: dict[str, Any]) -> None:
+    """Shard a module; its class, which FSDP2 replaces, keeps its name in logs and checkpoints.
+
+    Args:
+        module: Its weights, but for those of parts that are sharded already, become shards.
+        settings: For ``torch.distributed.fsdp.fully_shard``.
+    """
+    before = type(module)
+    fully_shard(module, **settings)
+    after = type(module)
+    after.__name__, after.__qualname__ = before.__name__, before.__qualname__
+    after.__module__ = before.__module__
 
 
 def reshard(module: nn.Module | None) -> None:
@@ -105,7 +128,7 @@ def step_mesh_by_mesh(optimizer: torch.optim.Optimizer) -> None:
         return loss
 
     step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # it still counts the steps
-    optimizer.step = step  # type: ignore[method-assign,assignment]
+    optimizer.step = step  # type: ignore[method-assign]
 
 
 def _mesh(parameter: Tensor) -> Any:

@@ -9,30 +9,22 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
-from lit_llm.strategies.checkpoint_io import AtomicCheckpointIO
 from lit_llm.strategies.registry import check_deepspeed
-from lit_llm.strategies.zero_checkpoint import (
-    load_folder,
-    load_folder_weights,
-    read_folder,
-    save_folder,
-)
+from lit_llm.strategies.zero_checkpoint import ZeROCheckpointing, load_folder
 from lit_llm.strategies.zero_engine import (
     AutocastRedirection,
     ZeROPrecision,
@@ -44,12 +36,11 @@ from lit_llm.strategies.zero_state import (
     OptimizerLayout,
     clear_gradients,
     forget_gradients,
-    gather_weights,
     set_master,
 )
 
 
-class ZeROStrategy(DeepSpeedStrategy):
+class ZeROStrategy(ZeROCheckpointing):
     """Divide optimizer state, gradients and weights among the ranks, as far as the stage says.
 
     The module is built whole on every rank. bf16-mixed computes as under DDP: float32 weights,
@@ -89,19 +80,12 @@ class ZeROStrategy(DeepSpeedStrategy):
             config=engine_config(stage, offload_optimizer),
             logging_level=logging.ERROR,
             timeout=timedelta(minutes=timeout_minutes),
+            sharded_checkpoints=sharded_checkpoints,
         )
         self.stage = stage
         self.offload_optimizer = offload_optimizer
-        self.sharded_checkpoints = sharded_checkpoints
         self.half_gather = half_gather
-        self.checkpoint_io = AtomicCheckpointIO()
         self._forward_redirection = AutocastRedirection(self.autocast)
-        self._engine: Any = None
-        self._layout: OptimizerLayout | None = None  # while there is an engine that trains
-        # Frozen parameters before they were rounded, by identity: values on rank 0 only.
-        self._exact: dict[int, Tensor | None] = {}
-        self._unread: Path | None = None  # a sharded checkpoint, until there are parts to fill
-        self._loaded: Mapping[str, Tensor] = {}  # weights of a checkpoint, until they are divided
         self._in_window = False
 
     # ----- the ranks ----------------------------------------------------------------------------
@@ -253,7 +237,9 @@ class ZeROStrategy(DeepSpeedStrategy):
         if self.stage < 3:
             module.to(self.root_device)
             return
-        self._engine = build_engine(module, self.config, None, self.root_device, self.local_rank)
+        self._engine = build_engine(
+            module, dict(self.config or {}), None, self.root_device, self.local_rank
+        )
 
     def _convert(self, module: nn.Module) -> None:
         self.precision_plugin.convert_module(module)
@@ -270,13 +256,8 @@ class ZeROStrategy(DeepSpeedStrategy):
         module = self.lightning_module
         if self._engine is None or module is None:
             return
-        undo_engine(
-            self._engine,
-            module,
-            self._exact,
-            trained=self._layout is not None,
-            share=self.broadcast,
-        )
+        trained = self._layout is not None
+        undo_engine(self._engine, module, self._exact, trained=trained, share=self.broadcast)
         self._engine, self._layout, self.optimizers = None, None, []
         self._exact = {}
         self.model = module
@@ -350,82 +331,3 @@ class ZeROStrategy(DeepSpeedStrategy):
             raise UserError("under DeepSpeed, training_step has to return a loss on every rank")
         self._engine.step()
         return result
-
-    # ----- checkpoints --------------------------------------------------------------------------
-
-    def _left_out(self) -> set[str]:
-        module: Any = self.lightning_module
-        return set(module.left_out()) if hasattr(module, "left_out") else set()
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole module's state on rank 0, in the optimizer's precision; nothing elsewhere."""
-        assert self.lightning_module is not None
-        if self.sharded_checkpoints and self._engine is not None:
-            return {}
-        return gather_weights(
-            self.lightning_module,
-            self._left_out(),
-            self._exact,
-            trained=self._layout is not None,
-            keep=self.is_global_zero,
-        )
-
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The whole optimizer's state on rank 0, as of one process; nothing elsewhere."""
-        if self._layout is None or self.sharded_checkpoints:
-            return {}
-        return self._layout.gather(self._engine.optimizer, keep=self.is_global_zero)
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any = None
-    ) -> None:
-        """Write one file, or a folder with ``sharded_checkpoints``."""
-        if not self.sharded_checkpoints or self._engine is None:
-            if self.is_global_zero:
-                self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
-            return
-        save_folder(Path(self.broadcast(str(filepath))), checkpoint, self._engine, self._left_out())
-
-    @property
-    def restore_checkpoint_after_setup(self) -> bool:
-        """Weights are loaded while the module is whole."""
-        return False
-
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        """Whether Lightning hands us the optimizer's state; in a folder it is DeepSpeed's."""
-        return not self._from_folder
-
-    _from_folder = False
-
-    def load_checkpoint(
-        self, checkpoint_path: _PATH, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a file, or what a folder holds beside tensors.
-
-        Raises:
-            UserError: It is damaged or no checkpoint of ours.
-        """
-        self.make_whole()
-        path = Path(checkpoint_path)
-        self._from_folder = path.is_dir()
-        if self._from_folder:
-            self._unread = path
-            return read_folder(path)
-        return self.checkpoint_io.load_checkpoint(path, weights_only=weights_only)
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Load weights into the whole module."""
-        module = self.lightning_module
-        assert module is not None
-        if self._unread is not None:
-            if module.trainer.state.fn != TrainerFn.FITTING:
-                load_folder_weights(self._unread, module)
-            return
-        module.load_state_dict(checkpoint["state_dict"], strict=strict)
-        self._loaded = checkpoint["state_dict"]
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Give each rank its part of the optimizer's state."""
-        assert self._layout is not None
-        self._layout.restore(self._engine.optimizer, checkpoint["optimizer_states"][0])

@@ -1,7 +1,7 @@
-"""Checkpoint folders as DeepSpeed writes them, whole or absent.
+"""Checkpoints under DeepSpeed: one file as of a single process, or a folder of its own.
 
-``checkpoint`` holds what DeepSpeed has written, a part for each rank, and ``meta.pt`` everything
-else of Lightning's checkpoint.
+In a folder, ``checkpoint`` holds what DeepSpeed has written, a part for each rank, and ``meta.pt``
+everything else of Lightning's checkpoint.
 """
 
 from __future__ import annotations
@@ -10,17 +10,123 @@ import contextlib
 import io
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
 
 from lit_llm.errors import UserError
+from lit_llm.strategies.checkpoint_io import AtomicCheckpointIO
+from lit_llm.strategies.zero_state import OptimizerLayout, gather_weights
 
 METADATA = "meta.pt"
 _TAG = "checkpoint"
+
+
+class ZeROCheckpointing(DeepSpeedStrategy):
+    """The part of ``ZeROStrategy`` that saves and loads.
+
+    Args:
+        sharded_checkpoints: Write folders into which every rank puts its part.
+        settings: What Lightning's strategy takes.
+    """
+
+    def __init__(self, sharded_checkpoints: bool, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.sharded_checkpoints = sharded_checkpoints
+        self.checkpoint_io = AtomicCheckpointIO()
+        self._engine: Any = None
+        self._layout: OptimizerLayout | None = None  # while there is an engine that trains
+        # Frozen parameters before they were rounded, by identity: values on rank 0 only.
+        self._exact: dict[int, Tensor | None] = {}
+        self._unread: Path | None = None  # a sharded checkpoint, until there are parts to fill
+        self._loaded: Mapping[str, Tensor] = {}  # weights of a checkpoint, until they are divided
+        self._from_folder = False
+
+    def make_whole(self) -> None:
+        """Undo what was divided; all ranks have to call it."""
+        raise NotImplementedError
+
+    def _left_out(self) -> set[str]:
+        module: Any = self.lightning_module
+        return set(module.left_out()) if hasattr(module, "left_out") else set()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The whole module's state on rank 0, in the optimizer's precision; nothing elsewhere."""
+        assert self.lightning_module is not None
+        if self.sharded_checkpoints and self._engine is not None:
+            return {}
+        return gather_weights(
+            self.lightning_module,
+            self._left_out(),
+            self._exact,
+            trained=self._layout is not None,
+            keep=self.is_global_zero,
+        )
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """The whole optimizer's state on rank 0, as of one process; nothing elsewhere."""
+        if self._layout is None or self.sharded_checkpoints:
+            return {}
+        return self._layout.gather(self._engine.optimizer, keep=self.is_global_zero)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any = None
+    ) -> None:
+        """Write one file, or a folder with ``sharded_checkpoints``."""
+        if not self.sharded_checkpoints or self._engine is None:
+            if self.is_global_zero:
+                self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        save_folder(Path(self.broadcast(str(filepath))), checkpoint, self._engine, self._left_out())
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Weights are loaded while the module is whole."""
+        return False
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Whether Lightning hands us the optimizer's state; in a folder it is DeepSpeed's."""
+        return not self._from_folder
+
+    def load_checkpoint(
+        self, checkpoint_path: _PATH, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a file, or what a folder holds beside tensors.
+
+        Raises:
+            UserError: It is damaged or no checkpoint of ours.
+        """
+        self.make_whole()
+        path = Path(checkpoint_path)
+        self._from_folder = path.is_dir()
+        if self._from_folder:
+            self._unread = path
+            return read_folder(path)
+        return self.checkpoint_io.load_checkpoint(path, weights_only=weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Load weights into the whole module."""
+        module = self.lightning_module
+        assert module is not None
+        if self._unread is not None:
+            if module.trainer.state.fn != TrainerFn.FITTING:
+                load_folder_weights(self._unread, module)
+            return
+        module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        self._loaded = checkpoint["state_dict"]
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Give each rank its part of the optimizer's state."""
+        assert self._layout is not None
+        self._layout.restore(self._engine.optimizer, checkpoint["optimizer_states"][0])
 
 
 def save_folder(path: Path, checkpoint: dict[str, Any], engine: Any, left_out: set[str]) -> None:

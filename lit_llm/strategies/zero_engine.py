@@ -39,6 +39,7 @@ class AutocastRedirection(_ForwardRedirection):
     def __call__(
         self, wrapper_module: Any, original_module: Any, method_name: str, *args: Any, **kwargs: Any
     ) -> Any:
+        """Call a method of a module as the forward of what wraps it."""
         forward = original_module.forward
 
         def redirected(*args: Any, **kwargs: Any) -> Any:

@@ -21,9 +21,9 @@ from lit_llm.models.compile import compile_blocks
 from lit_llm.modules.base import BaseModule
 from lit_llm.modules.schedules import Schedule
 
-MICRO_BATCHES = 22  # of all ranks in an epoch; windows of 4, the last one of 2
+MICRO_BATCHES = 10  # of all ranks in an epoch; windows of 4, the last one of 2
 WINDOW = 4
-STEPS = 12  # in two epochs
+STEPS = 6  # in two epochs
 VOCABULARY = 64
 
 
@@ -92,7 +92,7 @@ class Toy(BaseModule):
         loss = self.summed_loss(batch)
         if self.trainer.precision != "bf16-true":  # which casts the batch of one process too
             assert batch["weights"].dtype == torch.float32
-        whole = self.data_parallel_sum(loss)
+        whole = self.data_parallel_sum(loss.detach())
         mean = self.global_mean(loss, batch["num_targets"], batch_idx)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.losses.append(0.0)
@@ -129,7 +129,7 @@ def build(case: dict[str, Any]) -> Any:
     kind = shape.pop("model_type")
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape))
     with torch.no_grad():  # biases and norms that are 0 and 1 hide mistakes
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     keep_buffer_dtypes(model)
@@ -221,7 +221,7 @@ def trainer_of(case: dict[str, Any], strategy: Any) -> Trainer:
     """A quiet trainer."""
     arguments = case["strategy"]
     ranks = int(os.environ.get("WORLD_SIZE", 1)) if arguments is not None else 1
-    data_ranks = ranks // (arguments or {}).get("tensor_parallel_size", 1)
+    data_ranks = max(1, ranks // (arguments or {}).get("tensor_parallel_size", 1))
     return Trainer(
         accelerator="cpu",
         devices=ranks,

@@ -14,10 +14,13 @@ import torch
 from tests.strategies import zero_worker
 from tests.strategies.zero_worker import LENGTH, Toy
 
-pytestmark = pytest.mark.skipif(
-    find_spec("deepspeed") is None,
-    reason="needs deepspeed, which is not installed; pip install 'deepspeed>=0.19.8' ninja",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("deepspeed") is None,
+        reason="needs deepspeed, which is not installed; pip install 'deepspeed>=0.19.8'",
+    ),
+]
 
 LEFT_OUT = {"reference.weight", "reference.bias"}
 Results = dict[str, Any]
