@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.errors import UserError
 from lit_llm.strategies.checkpoint_io import read_checkpoint
+from lit_llm.strategies.registry import check_deepspeed
 from lit_llm.strategies.resume import find_checkpoint
+from lit_llm.strategies.sharded_checkpoint import read_sharded
+from lit_llm.strategies.zero_checkpoint import is_of_deepspeed, load_folder_weights, read_folder
 
 if TYPE_CHECKING:
     from lit_llm.modules.model import ModelModule
@@ -39,12 +43,7 @@ def load_stage(path: str | Path, tokenizer: str | None = None) -> tuple[ModelMod
     """
     chosen = find_checkpoint(Path(path).expanduser(), str(Path(path).expanduser()))
     assert chosen is not None
-    if chosen.is_dir():
-        from lit_llm.strategies.sharded_checkpoint import read_sharded
-
-        checkpoint = read_sharded(chosen, with_optimizers=False)
-    else:
-        checkpoint = read_checkpoint(chosen)
+    checkpoint, fill = _opened(chosen)
     name, _, attribute = str(checkpoint.get("stage", "")).partition(":")
     if not name.startswith("lit_llm."):
         raise UserError(
@@ -56,8 +55,21 @@ def load_stage(path: str | Path, tokenizer: str | None = None) -> tuple[ModelMod
     )
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
+    fill(module)
     module.tokenizer_path = tokenizer or checkpoint.get("tokenizer")
     if module.tokenizer_path is None:
         return module, None
     return module.eval(), module.load_tokenizer()
+
+
+def _opened(path: Path) -> tuple[dict[str, Any], Callable[[ModelModule], Any]]:
+    """A checkpoint, and what gives a module its weights."""
+    if is_of_deepspeed(path):
+        check_deepspeed()
+        return read_folder(path), lambda module: load_folder_weights(path, module)
+    checkpoint = (
+        read_checkpoint(path) if path.is_file() else read_sharded(path, with_optimizers=False)
+    )
+    return checkpoint, lambda module: module.load_state_dict(
+        checkpoint["state_dict"], strict=module.strict_loading
+    )

@@ -55,14 +55,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"Checkpoints take {size / 1e6:.1f} MB, {weights / 1e6:.1f} MB of it weights"
             )
 
-
-    def load_checkpoint(
-        self, path: _PATH, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: _PATH, *options: Any, **more: Any) -> dict[str, Any]:
         """Read what ``save_checkpoint`` wrote; see :func:`read_checkpoint` where it is mapped."""
         if self.mapped:
             return read_checkpoint(Path(path))
-        return super().load_checkpoint(path, map_location or "cpu", weights_only)
+        return super().load_checkpoint(path, *options, **more)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -75,7 +75,8 @@ class FSDP1Strategy(FSDPStrategy):
         timeout_minutes: float = 30.0,
     ) -> None:
         super().__init__(
-            checkpoint_io=AtomicCheckpointIO(mapped=True), timeout=timedelta(minutes=timeout_minutes)
+            checkpoint_io=AtomicCheckpointIO(mapped=True),
+            timeout=timedelta(minutes=timeout_minutes),
         )
         self.sharded_checkpoints = sharded_checkpoints
         self.half_gather = half_gather

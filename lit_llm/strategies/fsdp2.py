@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from lit_llm.errors import UserError
-from lit_llm.models.compile import decoder_blocks
 from lit_llm.strategies.checkpoint_io import AtomicCheckpointIO
 from lit_llm.strategies.names import plain_name
 from lit_llm.strategies.sharded_checkpoint import (
@@ -35,6 +34,7 @@ from lit_llm.strategies.sharded_checkpoint import (
     save_sharded,
 )
 from lit_llm.strategies.shards import (
+    blocks_of,
     divided_as,
     make_equal,
     outermost,
@@ -152,7 +152,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             "mp_policy": self._precision_policy(),
         }
         for model, plan in zip(models, plans, strict=True):
-            for block in _blocks(model):
+            for block in blocks_of(model):
                 if isinstance(block, FSDPModule):
                     continue  # two models share it
                 if plan:
@@ -338,15 +338,3 @@ class FSDP2Strategy(ModelParallelStrategy):
                 for index, values in state["state"].items()
             }
             optimizer.load_state_dict({**state, "state": divided})
-
-
-# ----- the module before it is divided ----------------------------------------------------------
-
-
-def _blocks(model: Any) -> Iterator[nn.Module]:
-    """A model's blocks; none where it has no list of them, and is divided with the rest."""
-    try:
-        blocks = decoder_blocks(model)
-    except UserError:
-        return
-    yield from blocks

@@ -137,5 +137,5 @@ def check_deepspeed() -> None:
     if find_spec("deepspeed") is None:
         raise UserError(
             "this strategy needs deepspeed, which is not installed; "
-            "install it: pip install 'deepspeed>=0.19' ninja"
+            "install it: pip install 'deepspeed>=0.19.8'"
         )

@@ -13,6 +13,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
+from lit_llm.errors import UserError
+from lit_llm.models.compile import decoder_blocks
+
 
 def outermost(module: nn.Module, kind: type[nn.Module]) -> Iterator[Any]:
     """The modules of a class inside a module that are not inside another one of it."""
@@ -21,6 +24,15 @@ def outermost(module: nn.Module, kind: type[nn.Module]) -> Iterator[Any]:
             yield child
         else:
             yield from outermost(child, kind)
+
+
+def blocks_of(model: Any) -> Iterator[nn.Module]:
+    """A model's blocks; none where it has no list of them, and is divided with the rest."""
+    try:
+        blocks = decoder_blocks(model)
+    except UserError:
+        return
+    yield from blocks
 
 
 def shard(module: nn.Module, settings: dict[str, Any]) -> None:

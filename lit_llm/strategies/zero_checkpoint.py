@@ -40,7 +40,7 @@ class ZeROCheckpointing(DeepSpeedStrategy):
     def __init__(self, sharded_checkpoints: bool, **settings: Any) -> None:
         super().__init__(**settings)
         self.sharded_checkpoints = sharded_checkpoints
-        self.checkpoint_io = AtomicCheckpointIO()
+        self.checkpoint_io = AtomicCheckpointIO(mapped=True)
         self._engine: Any = None
         self._layout: OptimizerLayout | None = None  # while there is an engine that trains
         # Frozen parameters before they were rounded, by identity: values on rank 0 only.
@@ -164,13 +164,18 @@ def save_folder(path: Path, checkpoint: dict[str, Any], engine: Any, left_out: s
     dist.barrier()
 
 
+def is_of_deepspeed(path: Path) -> bool:
+    """Whether a path is a folder that DeepSpeed has written."""
+    return (path / _TAG).is_dir()
+
+
 def read_folder(path: Path) -> dict[str, Any]:
     """What a folder holds beside tensors.
 
     Raises:
         UserError: It is not whole, or of another strategy.
     """
-    if not (path / METADATA).exists() or not (path / _TAG).is_dir():
+    if not (path / METADATA).exists() or not is_of_deepspeed(path):
         raise UserError(
             f"{path} is no checkpoint of a deepspeed strategy; resume with the strategy that wrote "
             "it, or from a checkpoint that is one file"

@@ -24,7 +24,7 @@ FILES = sorted((Path(__file__).parents[2] / "recipes" / "strategies").glob("*.ya
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_name_has_a_strategy_and_a_file(name):
     if name.startswith("deepspeed"):
-        pytest.importorskip("deepspeed", reason="needs deepspeed: pip install deepspeed ninja")
+        pytest.importorskip("deepspeed", reason="needs deepspeed: pip install 'deepspeed>=0.19.8'")
     built = build_strategy(name)
     written = yaml.safe_load((FILES[0].parent / f"{name}.yaml").read_text())["trainer"]["strategy"]
     if isinstance(written, str):
@@ -58,7 +58,7 @@ def test_lightning_s_own_sharding_is_not_taken_by_mistake():
 
 def test_without_deepspeed_one_sentence_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install 'deepspeed>=0.19' ninja") as told:
+    with pytest.raises(UserError, match="pip install 'deepspeed>=0.19.8'") as told:
         build_strategy("deepspeed_zero2")
     assert "\n" not in str(told.value)
 
