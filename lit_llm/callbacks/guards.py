@@ -101,7 +101,8 @@ def check_learning_rate(trainer: Any) -> None:
             more than half of the steps.
     """
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    if not any(parameter.requires_grad for group in groups for parameter in group["params"]):
+    # Of the module: what an optimizer of DeepSpeed holds are flat parts that tell nothing.
+    if not any(parameter.requires_grad for parameter in trainer.lightning_module.parameters()):
         raise UserError("the model has no trainable parameter; unfreeze some, or add an adapter")
     # A scheduler scales the rate that the optimizer was built with.
     rate = max(group.get("initial_lr", group["lr"]) for group in groups)

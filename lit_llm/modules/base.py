@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -101,6 +101,17 @@ class BaseModule(LightningModule):
         """Number of ranks that read different data (tensor parallel ranks read the same)."""
         kwargs = self.trainer.distributed_sampler_kwargs
         return 1 if kwargs is None else int(kwargs["num_replicas"])
+
+    @property
+    def data_parallel_group(self) -> Any:
+        """The ranks that metrics are put together over; ``None`` is all of them.
+
+        The ranks of a tensor parallel group see the same samples, which would count as often.
+        """
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, ModelParallelStrategy):
+            return None
+        return strategy.device_mesh["data_parallel"].get_group()
 
     def data_parallel_sum(self, value: Tensor) -> Tensor:
         """Sum ``value`` over the data parallel ranks."""

@@ -86,6 +86,7 @@ class NextTokenModule(ModelModule):
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         labels = getattr(datamodule, "source_labels", None)
         self.val_metrics = TokenMetrics(labels).to(self.device)
+        self.val_metrics.process_group = self.data_parallel_group
         self._token_bytes = getattr(datamodule, "token_bytes", None)
         if self._token_bytes is not None:
             self._token_bytes = self._token_bytes.to(self.device)

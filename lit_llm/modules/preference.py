@@ -126,6 +126,7 @@ class PreferenceModule(ModelModule):
         metrics: Any = self.pair_metrics
         for metric in metrics:
             metric.reset()
+            metric.process_group = self.data_parallel_group
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Keep how each pair is judged."""

@@ -41,7 +41,6 @@ from lit_llm.strategies.shards import (
     reshard,
     shard,
     shard_of,
-    step_mesh_by_mesh,
     whole,
 )
 from lit_llm.strategies.tensor_parallel import block_plan, check_divisible, parallelize_block
@@ -173,12 +172,6 @@ class FSDP2Strategy(ModelParallelStrategy):
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,
         )
-
-    def setup_optimizers(self, trainer: Trainer) -> None:
-        """Build the optimizers, which step over one device mesh after the other."""
-        super().setup_optimizers(trainer)
-        for optimizer in self.optimizers:
-            step_mesh_by_mesh(optimizer)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
         """Step, and forget weights that a forward pass without a backward pass left gathered."""

@@ -20,10 +20,11 @@ from lightning.pytorch.strategies import (
     Strategy,
 )
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from lit_llm.strategies.names import plain_name
+from lit_llm.strategies.shards import reshard
 
 
 def needs_gathering(strategy: Strategy | str) -> bool:
@@ -133,6 +134,11 @@ def whole_weights(
     if isinstance(root, FullyShardedDataParallel):
         yield from _of_fsdp1(model, root)
         return
+    if isinstance(root, FSDPModule):
+        reshard(root)  # an evaluation may have left parts of it gathered, and rounded
+    if hasattr(root, "empty_partition_cache"):
+        # Stage 3 fetches ahead what it has seen follow, and a forward may have ended before.
+        root.empty_partition_cache()  # type: ignore[operator]
     for name, parameter in model.named_parameters():
         if exact and parameter.requires_grad and _has_masters(root):
             from deepspeed.utils import safe_get_full_fp32_param

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -105,46 +105,6 @@ def divided_as(value: Any, parameter: Tensor) -> Any:
         shape=parameter.shape,
         stride=parameter.stride(),
     )
-
-
-def step_mesh_by_mesh(optimizer: torch.optim.Optimizer) -> None:
-    """Let a fused optimizer step over the parameters of one device mesh after the other.
-
-    Its kernel takes all tensors at once, and torch refuses those of two meshes, which is what
-    tensor parallelism leaves: divided layers and whole norms.
-
-    Args:
-        optimizer: Changed in place; one with a single mesh, or a loop over parameters, is not.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    meshes = list(dict.fromkeys(_mesh(parameter) for parameter in parameters))
-    at_once = any(group.get("fused") or group.get("foreach") for group in optimizer.param_groups)
-    if len(meshes) < 2 or not at_once:
-        return
-    step_one = optimizer.step
-
-    def step(closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        whole_groups = [group["params"] for group in optimizer.param_groups]
-        try:
-            for mesh in meshes:
-                for group, params in zip(optimizer.param_groups, whole_groups, strict=True):
-                    group["params"] = [p for p in params if _mesh(p) == mesh]
-                step_one()
-        finally:
-            for group, params in zip(optimizer.param_groups, whole_groups, strict=True):
-                group["params"] = params
-        return loss
-
-    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # it still counts the steps
-    optimizer.step = step  # type: ignore[method-assign]
-
-
-def _mesh(parameter: Tensor) -> Any:
-    return parameter.device_mesh if isinstance(parameter, DTensor) else None
 
 
 @torch.no_grad()

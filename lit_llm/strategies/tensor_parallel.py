@@ -129,7 +129,7 @@ def parallelize_block(block: nn.Module, plan: dict[str, str], mesh: DeviceMesh) 
     """
     for name, style in plan.items():
         layer: Any = _submodule(block, name)
-        if layer is None or style == _HEAD_NORM:
+        if layer is None:
             continue
         if not hasattr(layer, "base_layer"):
             _parallelize(layer, style, mesh)

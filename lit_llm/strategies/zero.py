@@ -257,6 +257,7 @@ class ZeROStrategy(ZeROCheckpointing):
         if self._engine is None or module is None:
             return
         trained = self._layout is not None
+        self._engine.empty_partition_cache()  # what stage 3 has fetched ahead
         undo_engine(self._engine, module, self._exact, trained=trained, share=self.broadcast)
         self._engine, self._layout, self.optimizers = None, None, []
         self._exact = {}

@@ -62,6 +62,8 @@ class ZeROCheckpointing(DeepSpeedStrategy):
         assert self.lightning_module is not None
         if self.sharded_checkpoints and self._engine is not None:
             return {}
+        if self._engine is not None:
+            self._engine.empty_partition_cache()  # what stage 3 has fetched ahead
         return gather_weights(
             self.lightning_module,
             self._left_out(),

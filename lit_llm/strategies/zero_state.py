@@ -64,10 +64,9 @@ def gather_weights(
             whole = exact.get(id(value))
             if id(value) not in exact and isinstance(value, nn.Parameter):
                 whole = whole_parameter(value, trained=trained)
-            if not keep:
-                continue
             # Cloned, as a part of a flat buffer would be written with all of the buffer.
-            seen[id(value)] = (value if whole is None else whole).detach().cpu().clone()
+            kept = (value if whole is None else whole).detach().cpu().clone() if keep else value
+            seen[id(value)] = kept
         state[name] = seen[id(value)]
     return state if keep else {}
 

@@ -103,7 +103,8 @@ def trainer(
     lr: float, factor: Any = None, steps: int = 100, interval: str = "step", trainable: bool = True
 ) -> Any:
     """What Lightning knows once ``configure_optimizers`` has spoken."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2), requires_grad=trainable)], lr=lr)
+    parameter = nn.Parameter(torch.ones(2), requires_grad=trainable)
+    optimizer = torch.optim.SGD([parameter], lr=lr)
     configs = []
     if factor is not None:
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -111,7 +112,7 @@ def trainer(
     return SimpleNamespace(
         optimizers=[optimizer],
         lr_scheduler_configs=configs,
-        lightning_module=SimpleNamespace(total_steps=lambda: steps),
+        lightning_module=SimpleNamespace(total_steps=lambda: steps, parameters=lambda: [parameter]),
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.recipes.ppo_runs import checkpoint
+from tests.strategies.frozen_models import reward_folder
 from tests.strategies.recipe_cases import LORA, STEPS, arguments, run
 from tests.strategies.test_parity import largest_difference, needed, same_rollouts
 from tests.strategies.world import World
@@ -173,3 +174,31 @@ def test_ppo_goes_on_under_another_strategy(runs: Runs, parity_folder: Path) -> 
         arguments(parity_folder, "ppo", moved, "fsdp", start, *args),
     )
     assert apart(straight, moved) < 1e-5
+
+
+@every_strategy
+def test_frozen_models_are_divided_and_never_trained(strategy: str, runs: Runs) -> None:
+    """Reference and reward model: in evaluation mode, in no optimizer and in no checkpoint."""
+    folder = runs.folder / "judge"
+    if not folder.exists():
+        reward_folder(runs.settings, folder)
+    output = runs.folder / f"frozen-{strategy}"
+    args = arguments(
+        runs.settings,
+        "ppo",
+        output,
+        strategy,
+        f"--model.rewards=[{folder}]",
+        "--trainer.max_epochs=1",
+    )
+    found = runs.ranks.run("tests.strategies.frozen_models:inspect", args)
+    for rank in found:
+        assert rank["modes"] == {False}
+        assert rank["optimised"] == [] and rank["trained"] > 0
+    for name, whole in found[0]["whole"].items():
+        together = sum(rank["held"][name] for rank in found)
+        # Blocks are divided; embeddings, a third of this model, are whole within a step.
+        most = 2.0 if strategy == "deepspeed_zero2" else 1.5
+        assert together <= most * whole, (name, together, whole)
+    state = checkpoint(output, 4)["state_dict"]
+    assert not [name for name in state if name.startswith(("reference", "rewards"))]
