@@ -10,10 +10,10 @@ EXTRAS ?= dev,tensorboard$(if $(filter Linux,$(shell uname)),$(comma)deepspeed)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test check format coverage bench lock clean
+.PHONY: help env quickstart test test-thorough check format coverage bench lock clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## build .venv from constraints.txt (does nothing when it is up to date)
 
@@ -36,6 +36,9 @@ quickstart: env ## the main job: tokenizer, pre-training, evaluation, samples, e
 # One worker a core, each with one thread: more threads than cores slow each other down.
 test: env ## the tests, without network (ARGS="..." goes to pytest)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
+
+test-thorough: env ## what is left of the tests: every recipe under every strategy, and the like
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --thorough -m thorough $(ARGS)
 
 check: env ## lint, format, types and the import contracts
 	$(BIN)/ruff check .

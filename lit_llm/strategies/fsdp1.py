@@ -123,6 +123,8 @@ class FSDP1Strategy(FSDPStrategy):
             ignored_states=units.replicated,
             use_orig_params=True,
         )
+        for unit in FullyShardedDataParallel.fsdp_modules(root):
+            unit.training = unit.module.training  # a wrapper of a frozen model evaluates, too
         _move_torchmetrics_to_device(model, self.root_device)  # FSDP moves parameters' owners
         own = {name: tensor.numel() for name, tensor in module_entries(model)}
         counts: list[Any] = [None] * self.world_size

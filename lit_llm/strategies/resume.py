@@ -136,6 +136,8 @@ def _step_size(settings: dict[str, Any]) -> int | None:
     """Samples of an optimizer step over all devices; ``None`` where the settings do not tell."""
     strategy = str(settings.get("trainer.strategy"))
     shared = settings.get("trainer.strategy.init_args.tensor_parallel_size")
+    if shared == "auto":  # the devices of a node
+        shared = settings.get("trainer.devices")
     copies = shared or (2 if strategy == "tensor_parallel" else 1)
     counts = [settings.get(key) for key in (*_PORTIONS, "trainer.devices")]
     counts.append(settings.get("trainer.num_nodes") or 1)

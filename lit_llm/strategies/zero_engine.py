@@ -96,7 +96,7 @@ def build_engine(
     """Divide a whole module among the ranks; all of them have to call it.
 
     Args:
-        module: The root, with weights of one data type.
+        module: The root, with trained weights of one data type.
         config: DeepSpeed's settings.
         optimizer: Over parameters of the module; ``None`` is for evaluation only, in stage 3.
         device: Of this rank.
@@ -111,12 +111,15 @@ def build_engine(
     import deepspeed
 
     stage = config["zero_optimization"]["stage"]
-    half = any(parameter.dtype == torch.bfloat16 for parameter in module.parameters())
+    parameters = list(module.parameters())
+    half = all(parameter.dtype == torch.bfloat16 for parameter in parameters)
     config = {**config, "bf16": {"enabled": half}}
-    if len({parameter.dtype for parameter in module.parameters()}) > 1:
+    # What is frozen may be in half precision beside float32 weights, as reward models are.
+    mixed = len({parameter.dtype for parameter in parameters if parameter.requires_grad}) > 1
+    if mixed or not all(parameter.is_floating_point() for parameter in parameters):
         raise UserError(
-            "DeepSpeed wants all weights of a model in one data type; train quantised models "
-            "under another strategy (--trainer.strategy ddp)"
+            "DeepSpeed wants all trained weights in one data type, and none quantised; train "
+            "this under another strategy (--trainer.strategy ddp)"
         )
     if stage == 3:
         # One by one, as all of them might not fit on the device.

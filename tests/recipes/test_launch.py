@@ -112,6 +112,7 @@ def test_a_node_dies_and_the_job_goes_on_with_two_nodes_or_one(
     assert difference(weights(alone), straight) < 1e-5
 
 
+@pytest.mark.thorough
 def test_a_slurm_job_saves_before_its_time_is_over_and_queues_again(
     settings: Path, straight: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from lit_llm.strategies.sharded_checkpoint import load_metadata, read_sharded
 from tests.strategies.fsdp1_worker import VARIANTS, Toy, one_process, outcome, run
 from tests.strategies.world import World
 
-pytestmark = pytest.mark.xdist_group("two_ranks")
+pytestmark = [pytest.mark.xdist_group("two_ranks"), pytest.mark.thorough]
 
 FIRST = "epoch=0.ckpt"
 # Halves of a batch are summed in another order; below 16 bits that is seen, and Adam normalises it.

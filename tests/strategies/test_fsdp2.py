@@ -14,7 +14,7 @@ import torch
 from tests.strategies import fsdp2_worker
 from tests.strategies.world import World
 
-pytestmark = pytest.mark.xdist_group("two_ranks")
+pytestmark = [pytest.mark.xdist_group("two_ranks"), pytest.mark.thorough]
 
 TP = {"tensor_parallel_size": 2}
 HALF = fsdp2_worker.STEPS // 2  # an epoch

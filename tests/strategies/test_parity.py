@@ -145,6 +145,7 @@ def test_fp32(recipe: str, strategy: str, parity: Parity) -> None:
         same_rollouts(one, two)
 
 
+@pytest.mark.thorough
 @every_strategy
 def test_activation_checkpointing(strategy: str, parity: Parity) -> None:
     """Beside one process that keeps its activations."""
@@ -152,12 +153,14 @@ def test_activation_checkpointing(strategy: str, parity: Parity) -> None:
     parity.check(name, "sft", strategy, FP32, only_together=CHECKPOINTING)
 
 
+@pytest.mark.thorough
 @every_strategy
 def test_adapters(strategy: str, parity: Parity) -> None:
     """Only the adapters are trained, and they are merged into what is exported."""
     parity.check("fp32, LoRA", "sft", strategy, FP32, *LORA)
 
 
+@pytest.mark.thorough
 @every_strategy
 @every_recipe
 def test_bf16(recipe: str, strategy: str, parity: Parity) -> None:

@@ -15,7 +15,8 @@ from tests.strategies import zero_worker
 from tests.strategies.zero_worker import LENGTH, Toy
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.thorough,
+    pytest.mark.xdist_group("two_ranks"),
     pytest.mark.skipif(
         find_spec("deepspeed") is None,
         reason="needs deepspeed, which is not installed; pip install 'deepspeed>=0.19.8'",
