@@ -258,9 +258,19 @@ class ActorCriticModule(ModelModule):
             )
         return output.logprobs
 
-    def scores(self, samples: Sequence[RewardSample], judged: bool = False) -> Any:
-        """What the rewards, or the judges, give the samples."""
-        return (self.judges if judged else self.rewards)(samples)
+    def scores(self, samples: Sequence[RewardSample]) -> tuple[list[Any], str | None]:
+        """What the rewards and the judges give the samples; and the first mistake, in a sentence.
+
+        It is not raised: other ranks go on, and may need this one's part of the judges.
+        """
+        found: list[Any] = []
+        mistake: str | None = None
+        for judge in (self.rewards, self.judges):
+            try:
+                found.append(None if judge is None else judge(samples))
+            except UserError as error:
+                mistake = mistake or str(error)
+        return found, mistake
 
     @contextmanager
     def reference_model(self) -> Iterator[Any]:

@@ -221,9 +221,15 @@ class Rewards(nn.Module):
         Raises:
             UserError: A reward fails, or gives something else than one finite number a sample.
         """
-        parts = {
-            name: score(samples) for name, score in zip(self.names, self._scorers, strict=True)
-        }
+        parts: dict[str, Tensor] = {}
+        mistakes: list[UserError] = []
+        for name, score in zip(self.names, self._scorers, strict=True):
+            try:
+                parts[name] = score(samples)
+            except UserError as error:  # other ranks go on, and may need this one's weights
+                mistakes.append(error)
+        if mistakes:
+            raise mistakes[0]
         total = torch.zeros(len(samples), dtype=torch.float32)
         for weight, values in zip(self.weights, parts.values(), strict=True):
             total += weight * values

@@ -98,32 +98,27 @@ class RolloutModule(RespondingModule):
         return metrics
 
     def _scored(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[list[Any]]:
-        """Responses with their scores, those of every rank.
-
-        Raises:
-            UserError: A reward has failed on one of the ranks; all of them end with its sentence.
-        """
-        rows: list[Any] = []
-        mistake = None
-        try:
-            rows = list(zip(responses, *self._judged(prompts, responses), strict=True))
-        except UserError as error:
-            mistake = str(error)
-        shares = _gathered([(mistake, rows)])
-        if told := [share[0][0] for share in shares if share[0][0] is not None]:
-            raise UserError(told[0])
-        return [share[0][1] for share in shares]
+        """Responses with their scores, those of every rank."""
+        return _gathered(list(zip(responses, *self._judged(prompts, responses), strict=True)))
 
     def _judged(
         self, prompts: Sequence[Prompt], responses: Sequence[Response]
     ) -> tuple[list[float], list[dict[str, float]], list[dict[str, float]]]:
-        """Scores, their parts by reward, and those of the judges, one of each a response."""
+        """Scores, their parts by reward, and those of the judges, one of each a response.
+
+        Raises:
+            UserError: A reward has failed on one of the ranks; all of them end with its sentence.
+        """
         samples = self.samples(prompts, responses)
-        found = self.run("scores", samples)
-        judged: list[dict[str, float]] = [{} for _ in samples]
-        if self.judges is not None:
-            judged = _by_row(self.run("scores", samples, True).parts, len(samples))
-        return found.total.tolist(), _by_row(found.parts, len(samples)), judged
+        scores, mistake = self.run("scores", samples)
+        if told := [share[0] for share in _gathered([mistake]) if share[0] is not None]:
+            raise UserError(told[0])
+        rewarded, judged = scores
+        count = len(samples)
+        parts: list[dict[str, float]] = [{}] * count
+        if judged is not None:
+            parts = _by_row(judged.parts, count)
+        return rewarded.total.tolist(), _by_row(rewarded.parts, count), parts
 
     def _views_of(self, experience: Experience, batches: Sequence[Tensor]) -> Tensor:
         """What the models say of all rows before the updates, (4, N, R) float32.

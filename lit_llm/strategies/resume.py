@@ -104,7 +104,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
         settings: The settings now.
 
     Raises:
-        UserError: A setting that matters to training differs.
+        UserError: A setting that matters to training differs, or the batch of a step does.
     """
     if not path.exists():
         return
@@ -114,12 +114,17 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
         raise UserError(f"{path} is not readable YAML; remove it or the run's folder") from error
     now = flatten(settings)
     # The same batch in other portions, on other devices, is the same training.
-    free = _PORTIONS if _step_size(before) == _step_size(now) is not None else ()
+    sizes = _step_size(before), _step_size(now)
+    free = _PORTIONS if sizes[0] == sizes[1] is not None else ()
     changed = [
         f"{key}: {before.get(key)} there, {now.get(key)} now"
         for key in sorted(before.keys() | now.keys())
         if not _FREE.match(key) and key not in free and before.get(key) != now.get(key)
     ]
+    if not changed and None not in sizes and sizes[0] != sizes[1]:
+        changed = [
+            f"samples of an optimizer step over all devices: {sizes[0]} there, {sizes[1]} now"
+        ]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(

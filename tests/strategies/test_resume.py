@@ -112,3 +112,29 @@ def test_what_is_only_tested_may_change_and_what_takes_from_training_not(tmp_pat
     for change in ({"val_fraction": 0.2}, {"val_sources": [{"path": "b"}]}):
         with pytest.raises(UserError, match=f"data.{next(iter(change))}: "):
             check_settings(path, {"data": data | change})
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"micro": 2, "accumulate": 4, "devices": 1}, True),
+        ({"micro": 4, "accumulate": 2, "devices": 1}, True),
+        ({"micro": 1, "accumulate": 1, "devices": 4, "num_nodes": 2}, True),
+        ({"micro": 2, "accumulate": 4, "devices": 2, "strategy": "tensor_parallel"}, True),
+        ({"micro": 2, "accumulate": 2, "devices": 1}, False),  # half of the batch
+        ({"micro": 2, "accumulate": 4, "devices": 2}, False),  # twice of it
+        ({"micro": 2, "accumulate": 4, "devices": "auto"}, False),  # who knows
+    ],
+)
+def test_the_same_batch_in_other_portions_is_the_same_run(tmp_path, changes, same):
+    def settings(micro, accumulate, devices, **trainer):
+        trainer |= {"accumulate_grad_batches": accumulate, "devices": devices}
+        return {"data": {"micro_batch_size": micro}, "trainer": trainer}
+
+    before = settings(2, 2, 2, strategy="ddp")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(before))
+    if same:
+        check_settings(tmp_path / "config.yaml", settings(**changes))
+        return
+    with pytest.raises(UserError, match="other settings"):
+        check_settings(tmp_path / "config.yaml", settings(**changes))
