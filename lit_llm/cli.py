@@ -28,6 +28,7 @@ from lit_llm.callbacks.throughput import Throughput
 from lit_llm.errors import UserError
 from lit_llm.strategies.checkpoint_io import AtomicCheckpointIO, read_checkpoint, write_text
 from lit_llm.strategies.gathering import needs_gathering
+from lit_llm.strategies.launch import check_launch
 from lit_llm.strategies.registry import build_strategy, found_devices, simplest_strategy
 from lit_llm.strategies.resume import check_settings, find_checkpoint, put_aside_newer
 
@@ -212,7 +213,9 @@ class RecipeCLI(LightningCLI):
             plugins = config.get("plugins") or []
             plugins = plugins if isinstance(plugins, list) else [plugins]
             kwargs["plugins"] = [AtomicCheckpointIO(), *plugins]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        check_launch(trainer)
+        return trainer
 
     def _simplest_strategy(self) -> str:
         """What ``auto`` stands for on this machine; said where it is not the only choice."""
@@ -324,10 +327,16 @@ class RecipeCLI(LightningCLI):
         Adapters are written as a peft folder in any case, with the tokenizer of their training, and
         merged into the exported model.
         """
+        mistake = None
         with self.model.whole(exact=True) as model:  # together, as ranks may have to gather it
             if self.trainer.is_global_zero:
-                self._export(model)
-        self.trainer.strategy.barrier()
+                try:
+                    self._export(model)
+                except UserError as error:
+                    mistake = str(error)
+        mistake = self.trainer.strategy.broadcast(mistake)  # the others would wait for it
+        if mistake is not None:
+            raise UserError(mistake)
 
     def _export(self, model: Any) -> None:
         from lit_llm.models.adapters import is_adapted, save_adapter

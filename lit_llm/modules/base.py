@@ -179,8 +179,8 @@ class BaseModule(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):  # clips, and frees, by itself
             engine: Any = self.trainer.strategy.model
-            if not self.skips_step:
-                self.log("train/grad_norm", float(engine.get_global_grad_norm()))
+            norm = 0.0 if self.skips_step else float(engine.get_global_grad_norm())
+            self.log("train/grad_norm", norm)
             return
         optimizer.zero_grad()
 

@@ -73,13 +73,13 @@ class SFTModule(NextTokenModule):
             )
         self.save_hyperparameters({"neftune_alpha": neftune_alpha})
         self.neftune_alpha = neftune_alpha
-        self._noise_lengths: Tensor | None = None
+        self._noise = _Noise(neftune_alpha)
 
     def build_model(self, tokenizer: Any | None) -> Any:
         """Build or load the model, and let NEFTune reach its embeddings."""
         model = super().build_model(tokenizer)
         if self.neftune_alpha:
-            model.get_input_embeddings().register_forward_hook(self._add_noise)
+            model.get_input_embeddings().register_forward_hook(self._noise)
         return model
 
     # ----- NEFTune ------------------------------------------------------------------------------
@@ -87,20 +87,30 @@ class SFTModule(NextTokenModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return this micro-batch's share of the mean loss over the global batch's tokens."""
         if self.neftune_alpha:
-            self._noise_lengths = _sample_lengths(batch)
+            self._noise.lengths = _sample_lengths(batch)
         try:
             return super().training_step(batch, batch_idx)
         finally:
-            self._noise_lengths = None
+            self._noise.lengths = None
 
-    def _add_noise(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Add noise to embeddings (B, T, D), in training steps only."""
-        lengths = self._noise_lengths
+
+class _Noise:
+    """Adds noise to embeddings (B, T, D), in training steps only.
+
+    It knows nothing of the module: a copy of the model takes its hooks along, and what they know.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+        self.lengths: Tensor | None = None  # within a step
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        lengths = self.lengths
         if lengths is None:
             return output
         if lengths.shape != output.shape[:2]:  # padding was left out, and all rows made one
             lengths = lengths[lengths > 0][None]
-        return neftune_noise(output, lengths, self.neftune_alpha)
+        return neftune_noise(output, lengths, self.alpha)
 
 
 def _sample_lengths(batch: dict[str, Tensor]) -> Tensor:

@@ -14,7 +14,8 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 
 from lit_llm.errors import UserError
-from lit_llm.models.compile import decoder_blocks
+from lit_llm.strategies.blocks import blocks_of, outermost_models
+from lit_llm.strategies.launch import check_half_gather
 from lit_llm.strategies.names import plain_name
 
 
@@ -25,9 +26,14 @@ class FSDP1Precision(FSDPPrecision):
         precision: As in ``Trainer(precision=...)``.
         half_gather: Under mixed precision gather weights in its half precision.
         device_type: What autocast is for.
+
+    Raises:
+        UserError: There is no such precision to gather weights in.
     """
 
     def __init__(self, precision: Any, half_gather: bool, device_type: str) -> None:
+        # float16 is a half precision, too.
+        check_half_gather(half_gather and precision != "16-mixed", precision)
         super().__init__(precision)
         self.half_gather = half_gather
         self.device_type = device_type
@@ -83,7 +89,7 @@ def choose_units(root: nn.Module) -> Units:
     Raises:
         UserError: Weights are trained whose type is neither that of their unit nor can differ.
     """
-    blocks = {id(block) for model in _outermost_models(root) for block in _blocks(model)}
+    blocks = {id(block) for model in outermost_models(root) for block in _blocks(model)}
     units = Units(modules=set(blocks))
     for unit in root.modules():
         if unit is not root and id(unit) not in blocks:
@@ -111,26 +117,14 @@ def choose_units(root: nn.Module) -> Units:
     return units
 
 
-def _outermost_models(root: nn.Module) -> Iterator[nn.Module]:
-    """The models of transformers in a module that are not part of another one."""
-    from transformers import PreTrainedModel
-
-    if isinstance(root, PreTrainedModel):
-        yield root
-        return
-    for child in root.children():
-        yield from _outermost_models(child)
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    blocks = [b for b in decoder_blocks(model) if any(True for _ in b.parameters())]
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():
             raise UserError(
                 f"FSDP1 does not shard quantised weights ({name}); "
                 "use --trainer.strategy ddp, or no quantization"
             )
-    return blocks
+    return blocks_of(model)
 
 
 def _owned(

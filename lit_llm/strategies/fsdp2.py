@@ -24,7 +24,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from lit_llm.errors import UserError
+from lit_llm.strategies.blocks import blocks_of, outermost_models
 from lit_llm.strategies.checkpoint_io import AtomicCheckpointIO
+from lit_llm.strategies.launch import check_half_gather
 from lit_llm.strategies.names import plain_name
 from lit_llm.strategies.sharded_checkpoint import (
     METADATA,
@@ -34,10 +36,8 @@ from lit_llm.strategies.sharded_checkpoint import (
     save_sharded,
 )
 from lit_llm.strategies.shards import (
-    blocks_of,
     divided_as,
     make_equal,
-    outermost,
     reshard,
     shard,
     shard_of,
@@ -89,12 +89,22 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     # ----- the ranks ----------------------------------------------------------------------------
 
-    def setup_environment(self) -> None:
-        """Find the sizes of the groups, and connect the ranks.
+    def check(self, trainer: Trainer) -> None:
+        """Refuse, before the ranks are started, what they could not do.
 
         Raises:
-            UserError: The sizes do not make up the number of ranks.
+            UserError: The sizes do not make up the number of ranks, or ``half_gather`` does not go
+                with the precision.
         """
+        self._find_sizes()
+        self._precision_policy()
+
+    def setup_environment(self) -> None:
+        """Find the sizes of the groups, and connect the ranks."""
+        self._find_sizes()
+        super().setup_environment()
+
+    def _find_sizes(self) -> None:
         world = self.num_nodes * self.num_processes
         if self._tensor_parallel_size == "auto":
             self._tensor_parallel_size = self.num_processes
@@ -102,11 +112,10 @@ class FSDP2Strategy(ModelParallelStrategy):
             self._data_parallel_size = max(1, world // self._tensor_parallel_size)
         if self._data_parallel_size * self._tensor_parallel_size != world:
             raise UserError(
-                f"{world} ranks cannot be divided into {self._data_parallel_size} x "
-                f"{self._tensor_parallel_size} (data_parallel_size x tensor_parallel_size); "
-                "give sizes whose product is the number of devices of all nodes"
+                f"{self._data_parallel_size} x {self._tensor_parallel_size} (data_parallel_size x "
+                f"tensor_parallel_size) is not the number of devices of all nodes, {world}; change "
+                "--trainer.devices, or the sizes (as in recipes/strategies/tensor_parallel.yaml)"
             )
-        super().setup_environment()
 
     # ----- sharding -----------------------------------------------------------------------------
 
@@ -133,10 +142,8 @@ class FSDP2Strategy(ModelParallelStrategy):
             self._unread = None
 
     def _shard(self, root: nn.Module) -> None:
-        from transformers import PreTrainedModel
-
         assert isinstance(self._tensor_parallel_size, int)
-        models = list(outermost(root, PreTrainedModel))
+        models = list(outermost_models(root))
         plans: list[dict[str, str]] = [{} for _ in models]
         if self._tensor_parallel_size > 1:
             if not models:
@@ -162,11 +169,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def _precision_policy(self) -> MixedPrecisionPolicy:
         """Gradients are added up in float32 whatever the weights are; inputs stay as they are."""
-        if self.half_gather and self.precision_plugin.precision != "bf16-mixed":
-            raise UserError(
-                "half_gather gathers float32 weights in bfloat16, so it needs --trainer.precision "
-                f"bf16-mixed, not {self.precision_plugin.precision}"
-            )
+        check_half_gather(self.half_gather, self.precision_plugin.precision)
         return MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if self.half_gather else None,
             reduce_dtype=torch.float32,

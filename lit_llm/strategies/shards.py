@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,27 +11,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
-
-from lit_llm.errors import UserError
-from lit_llm.models.compile import decoder_blocks
-
-
-def outermost(module: nn.Module, kind: type[nn.Module]) -> Iterator[Any]:
-    """The modules of a class inside a module that are not inside another one of it."""
-    for child in module.children():
-        if isinstance(child, kind):
-            yield child
-        else:
-            yield from outermost(child, kind)
-
-
-def blocks_of(model: Any) -> Iterator[nn.Module]:
-    """A model's blocks; none where it has no list of them, and is divided with the rest."""
-    try:
-        blocks = decoder_blocks(model)
-    except UserError:
-        return
-    yield from blocks
 
 
 def shard(module: nn.Module, settings: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
+from lit_llm.strategies.launch import check_half_gather
 from lit_llm.strategies.registry import check_deepspeed
 from lit_llm.strategies.zero_checkpoint import ZeROCheckpointing, load_folder
 from lit_llm.strategies.zero_engine import (
@@ -169,7 +170,7 @@ class ZeROStrategy(ZeROCheckpointing):
         """
         assert self.accelerator is not None and self.lightning_module is not None
         self.accelerator.setup(trainer)
-        self._check(trainer)
+        self.check(trainer)
         loops = (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop)
         for loop in (*loops, trainer.predict_loop):
             loop.inference_mode = False  # weights gathered in it could not be trained on later
@@ -185,13 +186,19 @@ class ZeROStrategy(ZeROCheckpointing):
         self._unread, self._loaded = None, {}
         self.barrier()
 
-    def _check(self, trainer: Trainer) -> None:
+    def check(self, trainer: Trainer) -> None:
+        """Refuse what DeepSpeed does not do, also before the ranks are started.
+
+        Raises:
+            UserError: For the first that is so.
+        """
         precision = getattr(self.precision_plugin, "precision", "32-true")
         if precision not in ("32-true", "bf16-mixed", "bf16-true"):
             raise UserError(
                 f"ZeRO is not made to run with --trainer.precision {precision}; "
                 "use 32-true, bf16-mixed or bf16-true"
             )
+        check_half_gather(self.half_gather, precision)
         if trainer.gradient_clip_algorithm == "value":
             raise UserError(
                 "DeepSpeed clips gradients by their norm only; leave "

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies.strategy import _ForwardRedirection
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
-from lit_llm.models.compile import decoder_blocks
+from lit_llm.strategies.blocks import blocks_of, outermost_models
 from lit_llm.strategies.zero_state import whole_parameter
 
 
@@ -175,13 +175,7 @@ def undo_engine(
 
 
 def _outside_blocks(module: nn.Module) -> list[nn.Parameter]:
-    """Parameters that belong to the root: those of no decoder block of a transformers model."""
-    from transformers import PreTrainedModel
-
-    inside: set[int] = set()
-    names: list[str] = []
-    for name, child in module.named_modules():
-        if isinstance(child, PreTrainedModel) and not any(name.startswith(n) for n in names):
-            names.append(f"{name}.")
-            inside |= {id(parameter) for parameter in decoder_blocks(child).parameters()}
+    """Parameters that belong to the root: those of no block of a transformers model."""
+    blocks = (block for model in outermost_models(module) for block in blocks_of(model))
+    inside = {id(parameter) for block in blocks for parameter in block.parameters()}
     return [parameter for parameter in module.parameters() if id(parameter) not in inside]

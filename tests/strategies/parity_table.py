@@ -45,20 +45,23 @@ class Collector:
 
 
 def table(rows: dict[tuple[str, str, str], dict[str, float] | None]) -> str:
-    """A Markdown table for each variant, a line for each recipe and strategy."""
-    parts = []
-    for variant in dict.fromkeys(case[0] for case in rows):
-        lines = [
-            f"**{variant}**\n",
-            f"| recipe | strategy | {' | '.join(HEADINGS)} |",
-            "|---|---|" + "---:|" * len(COLUMNS),
-        ]
-        for (own, recipe, strategy), found in rows.items():
-            if own == variant:
-                cells = ["failed" if found is None else f"{found[name]:.1e}" for name in COLUMNS]
-                lines.append(f"| {recipe} | {strategy} | {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    """One Markdown table: a line for each recipe and strategy, columns for each precision."""
+    cells: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for (variant, recipe, strategy), found in rows.items():
+        precision, _, what = variant.partition(", ")
+        special = precision == "fp32" and what  # of half precision it is always the same
+        line = cells.setdefault((f"{recipe}, {what}" if special else recipe, strategy), {})
+        line[precision] = ["failed" if found is None else f"{found[name]:.1e}" for name in COLUMNS]
+    precisions = list(dict.fromkeys(name for line in cells.values() for name in line))
+    headings = [f"{name}: {what}" for name in precisions for what in HEADINGS]
+    lines = [
+        f"| recipe | strategy | {' | '.join(headings)} |",
+        "|---|---|" + "---:|" * len(headings),
+    ]
+    for (recipe, strategy), line in cells.items():
+        values = [v for name in precisions for v in line.get(name, ["–"] * len(COLUMNS))]
+        lines.append(f"| {recipe} | {strategy} | {' | '.join(values)} |")
+    return "\n".join(lines)
 
 
 def put(path: Path, text: str) -> None:
@@ -79,7 +82,16 @@ def main(args: Iterable[str] | None = None) -> int:
     given = parser.parse_args(None if args is None else list(args))
     collector = Collector()
     tests = str(Path(__file__).with_name("test_parity.py"))
-    options = ["-q", "-p", "no:cacheprovider", "--show-capture=no", "--tb=short", "-k", given.k]
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--show-capture=no",
+        "--tb=short",
+        "--thorough",
+        "-k",
+        given.k,
+    ]
     code = pytest.main([*options, tests], plugins=[collector])
     if collector.rows:
         put(given.to, table(collector.rows))

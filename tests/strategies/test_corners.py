@@ -13,14 +13,19 @@ import yaml
 
 from lit_llm.errors import UserError
 from lit_llm.strategies.resume import check_settings
-from tests.recipes.ppo_runs import checkpoint
+from tests.recipes.ppo_runs import checkpoint, logged
 from tests.strategies.frozen_models import reward_folder
-from tests.strategies.recipe_cases import BF16, DICTATED, arguments
+from tests.strategies.recipe_cases import BF16, DICTATED, LORA, arguments
 from tests.strategies.test_parity import needed
 from tests.strategies.world import World
 
 on_two_ranks = pytest.mark.xdist_group("two_ranks")
-ONE_ITERATION = ("--trainer.max_epochs=1", "--data.test_prompts=2")
+ONE_ITERATION = (
+    "--trainer.max_epochs=1",
+    "--data.test_prompts=2",
+    "--model.ppo.rollout_batch_size=8",
+    "--model.ppo.minibatch_size=4",
+)
 MISTAKE = "rank 1 has no score"
 
 
@@ -35,15 +40,19 @@ def judge(parity_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def fails_on_rank_1(samples: Any) -> list[float]:
     """A reward that one rank's samples are too much for."""
-    if os.environ["RANK"] == "1":
+    if samples and os.environ["RANK"] == "1":
         raise UserError(MISTAKE)
     return [1.0] * len(samples)
 
 
 def told(args: list[str]) -> str:
     """What a run ends with."""
+    from lit_llm.cli import RecipeCLI
+
     try:
-        importlib.import_module("ppo").main(args)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RecipeCLI, "report", lambda self, *_: None)
+            importlib.import_module("ppo").main(args)
     except UserError as error:
         return str(error)
     return ""
@@ -81,7 +90,7 @@ def test_a_reward_that_fails_on_one_rank_ends_all_with_its_sentence(
 
 @on_two_ranks
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", [needed("deepspeed_zero2"), needed("deepspeed_zero3")])
+@pytest.mark.parametrize("strategy", [needed("deepspeed_zero3")])
 def test_reward_models_stay_in_half_precision_beside_float32_weights(
     strategy: str, judge: str, parity_folder: Path, two_ranks: World, tmp_path: Path
 ) -> None:
@@ -91,6 +100,34 @@ def test_reward_models_stay_in_half_precision_beside_float32_weights(
     assert two_ranks.run(f"{__name__}:reward_types", args) == [{torch.bfloat16}] * 2
     state = checkpoint(tmp_path, 4)["state_dict"]
     assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+@on_two_ranks
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [needed("deepspeed_zero2")])
+def test_a_skipped_step_has_no_gradient_norm(
+    strategy: str, parity_folder: Path, two_ranks: World, tmp_path: Path
+) -> None:
+    """Lightning would log that of the step before again."""
+    given = (*ONE_ITERATION, "--model.ppo.target_approxkl=1e-6")
+    args = arguments(parity_folder, "ppo", tmp_path, strategy, *given)
+    two_ranks.run("tests.strategies.recipe_cases:run", "ppo", args)
+    norms = list(logged(tmp_path)["train/grad_norm"].values())
+    assert len(norms) == 4
+    assert min(norms[:2]) > 0 and norms[2:] == [0, 0]
+
+
+@on_two_ranks
+@pytest.mark.slow
+def test_adapters_learned_with_noise_are_merged(
+    parity_folder: Path, two_ranks: World, tmp_path: Path
+) -> None:
+    """NEFTune's hook is copied with the model, and must not bring the sharded module along."""
+    short = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--data.test_fraction=0")
+    given = (*short, *LORA, "--model.neftune_alpha=5", f"--export_dir={tmp_path / 'model'}")
+    args = arguments(parity_folder, "sft", tmp_path, "fsdp2", *given)
+    two_ranks.run("tests.strategies.recipe_cases:run", "sft", args, timeout=40.0)
+    assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
 def test_devices_of_a_tensor_parallel_node_read_the_same(tmp_path: Path) -> None:
