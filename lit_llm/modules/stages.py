@@ -59,7 +59,15 @@ def load_stage(path: str | Path, tokenizer: str | None = None) -> tuple[ModelMod
     module.tokenizer_path = tokenizer or checkpoint.get("tokenizer")
     if module.tokenizer_path is None:
         return module, None
-    return module.eval(), module.load_tokenizer()
+    try:
+        return module.eval(), module.load_tokenizer()
+    except UserError as error:
+        if tokenizer is not None:
+            raise
+        raise UserError(
+            f"{chosen} was trained with the tokenizer {module.tokenizer_path}, which cannot be "
+            "loaded any more; say where it is now (--tokenizer)"
+        ) from error
 
 
 def _opened(path: Path) -> tuple[dict[str, Any], Callable[[ModelModule], Any]]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.plugins.environments import LightningEnvironment
 
 from lit_llm.errors import UserError
+from lit_llm.strategies.gathering import needs_gathering
+from lit_llm.strategies.sharded_checkpoint import load_metadata
+from lit_llm.strategies.sharded_files import read_index
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -36,6 +40,31 @@ def check_launch(trainer: Trainer) -> None:
     check = getattr(trainer.strategy, "check", None)
     if check is not None:
         check(trainer)
+
+
+def check_resume(trainer: Trainer, path: Path | None) -> None:
+    """Refuse a sharded checkpoint that the strategy of a trainer cannot read.
+
+    Args:
+        trainer: As it is built.
+        path: What the run is to go on from, if anything.
+
+    Raises:
+        UserError: It is damaged, or its parts are those of other strategies or ranks.
+    """
+    if path is None or not path.is_dir():
+        return
+    strategy: Any = trainer.strategy
+    if not needs_gathering(strategy):
+        raise UserError(
+            f"{path} is a sharded checkpoint, which this strategy does not read; resume with the "
+            "strategy that wrote it, or make a model of it (recipes/export.py) and start from that"
+        )
+    if hasattr(strategy, "check_folder"):
+        strategy.check_folder(path)
+        return
+    load_metadata(path)
+    read_index(path)
 
 
 def check_half_gather(half_gather: bool, precision: object) -> None:

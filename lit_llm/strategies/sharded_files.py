@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.errors import UserError
+from lit_llm.strategies.zero_checkpoint import is_of_deepspeed
 
 METADATA = "meta.pt"
 
@@ -19,11 +21,15 @@ def read_tensors(path: Path, state: dict[str, Tensor], alone: bool = False) -> N
     from torch.distributed import checkpoint as dcp
 
     try:
-        dcp.load(dict(state), checkpoint_id=path, no_dist=alone)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is meant
+            dcp.load(dict(state), checkpoint_id=path, no_dist=alone)
     except dcp.api.CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:160]
-        raise UserError(f"checkpoint {path} is damaged and was not loaded ({reason})") from error
+        raise UserError(
+            f"checkpoint {path} is damaged and was not loaded ({reason}); take another one"
+        ) from error
 
 
 def read_index(path: Path) -> Any:
@@ -40,6 +46,11 @@ def read_meta(path: Path) -> Any:
     """What is there beside the tensors."""
     if not path.is_dir():
         raise UserError(f"there is no checkpoint at {path}; look into its folder for others")
+    if is_of_deepspeed(path):
+        raise UserError(
+            f"{path} was written by DeepSpeed; resume with the strategy that wrote it, or from a "
+            "checkpoint that is one file (sharded_checkpoints: false)"
+        )
     try:
         return torch.load(path / METADATA, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -47,7 +58,9 @@ def read_meta(path: Path) -> Any:
 
 
 def _incomplete(path: Path) -> UserError:
-    return UserError(f"checkpoint {path} is incomplete or damaged and was not loaded")
+    return UserError(
+        f"checkpoint {path} is incomplete or damaged and was not loaded; take another one"
+    )
 
 
 def saved_shapes(path: Path, prefix: str) -> dict[str, torch.Size]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from lit_llm.errors import UserError
 from lit_llm.strategies.launch import check_half_gather
 from lit_llm.strategies.registry import check_deepspeed
-from lit_llm.strategies.zero_checkpoint import ZeROCheckpointing, load_folder
+from lit_llm.strategies.zero_checkpoint import ZeROCheckpointing, check_folder, load_folder
 from lit_llm.strategies.zero_engine import (
     AutocastRedirection,
     ZeROPrecision,
@@ -204,6 +205,14 @@ class ZeROStrategy(ZeROCheckpointing):
                 "DeepSpeed clips gradients by their norm only; leave "
                 "--trainer.gradient_clip_algorithm at norm"
             )
+
+    def check_folder(self, path: Path) -> None:
+        """Refuse a sharded checkpoint that this strategy cannot train on from.
+
+        Raises:
+            UserError: It is damaged, or another strategy or number of ranks has written it.
+        """
+        check_folder(path, self.stage, self.num_nodes * self.num_processes)
 
     def _start_training(self, trainer: Trainer) -> None:
         module = self.lightning_module

@@ -156,6 +156,8 @@ def save_folder(path: Path, checkpoint: dict[str, Any], engine: Any, left_out: s
     dist.barrier()
     if dist.get_rank() == 0:
         rest = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
+        parts = {file.name: file.stat().st_size for file in (partial / _TAG).glob("*.pt")}
+        rest["zero"] = {"stage": engine.zero_optimization_stage(), "parts": parts}
         torch.save(rest, partial / METADATA)
         for file in partial.rglob("*"):
             if file.is_file():
@@ -182,25 +184,55 @@ def read_folder(path: Path) -> dict[str, Any]:
             f"{path} is no checkpoint of a deepspeed strategy; resume with the strategy that wrote "
             "it, or from a checkpoint that is one file"
         )
-    meta: dict[str, Any] = torch.load(path / METADATA, map_location="cpu", weights_only=True)
+    try:
+        meta: dict[str, Any] = torch.load(path / METADATA, map_location="cpu", weights_only=True)
+        sizes = {file.name: file.stat().st_size for file in (path / _TAG).iterdir()}
+        missing = [name for name, size in meta["zero"]["parts"].items() if sizes.get(name) != size]
+    except Exception as error:
+        raise UserError(f"checkpoint {path} is damaged ({METADATA}); take another one") from error
+    if missing:
+        raise UserError(
+            f"checkpoint {path} is incomplete ({missing[0]} is missing or cut off); take another "
+            "one"
+        )
     return {**meta, "state_dict": {}}
+
+
+def check_folder(path: Path, stage: int, world_size: int) -> None:
+    """Refuse a folder that these ranks could not train on from.
+
+    Raises:
+        UserError: It is damaged, or another stage or number of ranks has written it.
+    """
+    kept = read_folder(path)["zero"]
+    if kept["stage"] != stage:
+        raise UserError(
+            f"{path} was written by ZeRO stage {kept['stage']}, this is stage {stage}; resume with "
+            "the strategy that wrote it, or from a checkpoint that is one file "
+            "(sharded_checkpoints: false)"
+        )
+    written = sum(part.endswith("_optim_states.pt") for part in kept["parts"])
+    if written != world_size:
+        raise UserError(
+            f"{path} was written by {written} ranks and there are {world_size} now; run as many, "
+            "or resume from a checkpoint that is one file (sharded_checkpoints: false)"
+        )
 
 
 def load_folder(path: Path, engine: Any, world_size: int) -> None:
     """Fill an engine from a folder; all ranks have to call it.
 
     Raises:
-        UserError: Another number of ranks has written it.
+        UserError: It is not one that they can train on from.
     """
-    written = len(list((path / _TAG).glob("*_optim_states.pt")))
-    if written != world_size:
-        raise UserError(
-            f"{path} was written by {written} ranks and there are {world_size} now; run as many, "
-            "or resume from a checkpoint that is one file (sharded_checkpoints: false)"
+    check_folder(path, engine.zero_optimization_stage(), world_size)
+    try:
+        engine.load_checkpoint(
+            str(path), tag=_TAG, load_lr_scheduler_states=False, load_module_strict=False
         )
-    engine.load_checkpoint(
-        str(path), tag=_TAG, load_lr_scheduler_states=False, load_module_strict=False
-    )
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"checkpoint {path} was not loaded ({reason}); take another one") from error
 
 
 def load_folder_weights(path: Path, module: nn.Module) -> None:

@@ -8,6 +8,14 @@
 # others end too; the same commands go on from the last checkpoint, also on fewer or more nodes.
 set -euo pipefail
 
+if [[ ${NODES:-1} != 1 && ! ${MASTER:-} =~ .:[0-9]+$ ]]; then
+  echo "error: NODES=$NODES needs MASTER=HOST:PORT on every node: node 0 and a free port there" >&2
+  exit 1
+elif [[ $# = 0 ]]; then
+  echo "error: which recipe? recipes/launch/torchrun.sh recipes/sft.py ..." >&2
+  exit 1
+fi
+
 NODES=${NODES:-1}                       # how many nodes take part
 NODE=${NODE:-0}                         # which one this is, from 0
 MASTER=${MASTER:-localhost:29500}       # host and free port of node 0
