@@ -28,7 +28,7 @@ from lit_llm.callbacks.throughput import Throughput
 from lit_llm.errors import UserError
 from lit_llm.strategies.checkpoint_io import AtomicCheckpointIO, read_checkpoint, write_text
 from lit_llm.strategies.gathering import needs_gathering
-from lit_llm.strategies.launch import check_launch, check_resume
+from lit_llm.strategies.launch import check_launch
 from lit_llm.strategies.registry import build_strategy, found_devices, simplest_strategy
 from lit_llm.strategies.resume import check_settings, find_checkpoint, put_aside_newer
 
@@ -214,16 +214,13 @@ class RecipeCLI(LightningCLI):
             plugins = plugins if isinstance(plugins, list) else [plugins]
             kwargs["plugins"] = [AtomicCheckpointIO(), *plugins]
         trainer = super().instantiate_trainer(**kwargs)
-        check_launch(trainer)
-        check_resume(trainer, self.ckpt_path)
+        check_launch(trainer, self.ckpt_path)
         return trainer
 
     def _simplest_strategy(self) -> str:
         """What ``auto`` stands for on this machine; said where it is not the only choice."""
         config = self.config_init["trainer"]
-        devices, memory = found_devices(
-            *(config.get(key, default) for key, default in _DEVICES.items())
-        )
+        devices, memory = found_devices(*(config.get(key, own) for key, own in _DEVICES.items()))
         if devices < 2 or memory is None:
             return "auto"
         from lit_llm.models.build import count_parameters

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
-def check_launch(trainer: Trainer) -> None:
-    """Refuse ranks that would never meet, and settings that a strategy cannot train with.
+def check_launch(trainer: Trainer, ckpt_path: Path | None = None) -> None:
+    """Refuse ranks that would never meet, and what a strategy cannot train with or go on from.
 
     Args:
         trainer: As it is built, with no rank started by it yet.
+        ckpt_path: What the run is to go on from, if anything.
 
     Raises:
         UserError: For the first that is so.
@@ -40,21 +41,12 @@ def check_launch(trainer: Trainer) -> None:
     check = getattr(trainer.strategy, "check", None)
     if check is not None:
         check(trainer)
+    if ckpt_path is not None and ckpt_path.is_dir():
+        _check_folder(trainer.strategy, ckpt_path)
 
 
-def check_resume(trainer: Trainer, path: Path | None) -> None:
-    """Refuse a sharded checkpoint that the strategy of a trainer cannot read.
-
-    Args:
-        trainer: As it is built.
-        path: What the run is to go on from, if anything.
-
-    Raises:
-        UserError: It is damaged, or its parts are those of other strategies or ranks.
-    """
-    if path is None or not path.is_dir():
-        return
-    strategy: Any = trainer.strategy
+def _check_folder(strategy: Any, path: Path) -> None:
+    """Refuse a sharded checkpoint that is damaged, or of other strategies or ranks."""
     if not needs_gathering(strategy):
         raise UserError(
             f"{path} is a sharded checkpoint, which this strategy does not read; resume with the "

@@ -12,7 +12,7 @@ from torch.distributed import checkpoint as dcp
 from lit_llm.errors import UserError
 from lit_llm.strategies.fsdp1 import FSDP1Strategy
 from lit_llm.strategies.fsdp2 import FSDP2Strategy
-from lit_llm.strategies.launch import check_launch, check_resume
+from lit_llm.strategies.launch import check_launch
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,28 +92,28 @@ def zero_parts(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("make", [FSDP1Strategy, FSDP2Strategy])
 def test_parts_of_fsdp(parts, zero_parts, make):
-    check_resume(trainer(make()), parts)
+    check_launch(trainer(make()), parts)
     with pytest.raises(UserError, match="was written by DeepSpeed; resume with"):
-        check_resume(trainer(make()), zero_parts)
+        check_launch(trainer(make()), zero_parts)
     with pytest.raises(UserError, match="sharded checkpoint.*does not read; resume with"):
-        check_resume(trainer("ddp"), parts)
+        check_launch(trainer("ddp"), parts)
 
 
 @pytest.mark.parametrize("name", ["meta.pt", ".metadata"])
 def test_half_of_a_folder_of_fsdp(parts, name):
     (parts / name).unlink()
     with pytest.raises(UserError, match=f"{parts} is incomplete or damaged.*take another"):
-        check_resume(trainer(FSDP2Strategy()), parts)
+        check_launch(trainer(FSDP2Strategy()), parts)
 
 
 def test_parts_of_zero(parts, zero_parts):
-    check_resume(trainer(zero(stage=2)), zero_parts)
+    check_launch(trainer(zero(stage=2)), zero_parts)
     with pytest.raises(UserError, match="by ZeRO stage 2, this is stage 3; resume with"):
-        check_resume(trainer(zero(stage=3)), zero_parts)
+        check_launch(trainer(zero(stage=3)), zero_parts)
     with pytest.raises(UserError, match="written by 2 ranks and there are 4 now; run as many"):
-        check_resume(trainer(zero(stage=2), 4), zero_parts)
+        check_launch(trainer(zero(stage=2), 4), zero_parts)
     with pytest.raises(UserError, match="no checkpoint of a deepspeed strategy; resume with"):
-        check_resume(trainer(zero(stage=2)), parts)
+        check_launch(trainer(zero(stage=2)), parts)
 
 
 @pytest.mark.parametrize("name", ["model_states.pt", "rank_1_optim_states.pt"])
@@ -122,7 +122,7 @@ def test_half_of_a_folder_of_zero(zero_parts, name):
     for spoil in (lambda: part.write_bytes(b"123"), part.unlink):
         spoil()
         with pytest.raises(UserError, match=f"incomplete \\({name} is missing.*; take another"):
-            check_resume(trainer(zero(stage=2)), zero_parts)
+            check_launch(trainer(zero(stage=2)), zero_parts)
 
 
 @pytest.mark.parametrize(
