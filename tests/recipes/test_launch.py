@@ -21,7 +21,7 @@ KILLED_AT = 5  # checkpoints are written every 2 steps
 EVERY = ("--checkpoint.every_n_steps=2", "--checkpoint.keep=-1", "--data.test_fraction=0")
 
 # Two processes that import torch, several times over.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(400)]
 
 
 def struck(step: int, **more: Any) -> list[str]:
@@ -112,7 +112,6 @@ def test_a_node_dies_and_the_job_goes_on_with_two_nodes_or_one(
     assert difference(weights(alone), straight) < 1e-5
 
 
-@pytest.mark.thorough
 def test_a_slurm_job_saves_before_its_time_is_over_and_queues_again(
     settings: Path, straight: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

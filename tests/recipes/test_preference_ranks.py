@@ -14,7 +14,7 @@ from tests.recipes.preference_runs import arguments
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # tests/strategies looks at two ranks too
 @pytest.mark.parametrize("recipe", ["reward", "dpo"])
 def test_two_ranks_train_the_model_of_one(
     recipe: str, tiny_preferences: Path, tmp_path: Path

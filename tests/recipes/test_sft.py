@@ -261,7 +261,7 @@ def test_inspect_shows_the_first_batch_and_ends(
     assert not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # tests/strategies looks at two ranks too
 @pytest.mark.parametrize("adapter", [(), LORA], ids=["full", "lora"])
 def test_two_ranks_train_the_model_of_one(
     adapter: tuple[str, ...], tiny_chat: Path, tmp_path: Path
