@@ -72,6 +72,7 @@ def reward_types(args: list[str]) -> set[torch.dtype]:
 
 
 @on_two_ranks
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["rewards", "judges"])
 def test_a_reward_that_fails_on_one_rank_ends_all_with_its_sentence(
@@ -89,6 +90,7 @@ def test_a_reward_that_fails_on_one_rank_ends_all_with_its_sentence(
 
 
 @on_two_ranks
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", [needed("deepspeed_zero3")])
 def test_reward_models_stay_in_half_precision_beside_float32_weights(
@@ -103,6 +105,7 @@ def test_reward_models_stay_in_half_precision_beside_float32_weights(
 
 
 @on_two_ranks
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", [needed("deepspeed_zero2")])
 def test_a_skipped_step_has_no_gradient_norm(
@@ -118,6 +121,7 @@ def test_a_skipped_step_has_no_gradient_norm(
 
 
 @on_two_ranks
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_adapters_learned_with_noise_are_merged(
     parity_folder: Path, two_ranks: World, tmp_path: Path

@@ -33,6 +33,7 @@ from tests.strategies.recipe_cases import (
 )
 from tests.strategies.world import World
 
+THOROUGH = pytest.mark.thorough
 pytestmark = [pytest.mark.xdist_group("two_ranks"), pytest.mark.slow]
 
 
@@ -131,10 +132,19 @@ def needed(strategy: str) -> Any:
 
 
 every_strategy = pytest.mark.parametrize("strategy", [needed(name) for name in STRATEGIES])
+FIRST = ("ddp", "fsdp2", "tensor_parallel", "deepspeed_zero3")
+"""One of each kind; the others are like one of them, and thorough."""
+first_strategies = pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(name, marks=[*needed(name).marks, *([] if name in FIRST else [THOROUGH])])
+        for name in STRATEGIES
+    ],
+)
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 
 
-@every_strategy
+@first_strategies
 @every_recipe
 def test_fp32(recipe: str, strategy: str, parity: Parity) -> None:
     """Clipped, accumulated over unequal numbers of tokens, with a shorter last window."""
