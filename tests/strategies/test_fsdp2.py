@@ -253,8 +253,8 @@ def test_two_by_two(four_ranks: World, tmp_path: Path) -> None:
     ("strategy", "case", "words"),
     [
         ({"half_gather": True}, {}, "half_gather"),
-        ({"tensor_parallel_size": 3}, {}, "2 ranks cannot be divided"),
-        ({"data_parallel_size": 4}, {}, "2 ranks cannot be divided"),
+        ({"tensor_parallel_size": 3}, {}, "is not the number of devices"),
+        ({"data_parallel_size": 4}, {}, "is not the number of devices"),
         ({"data_parallel_size": 0}, {}, "at least 1"),
         (TP, {"lora": "dora"}, "DoRA"),
         (TP, {"compile": True}, "compile"),
