@@ -85,7 +85,7 @@ def test_a_reward_that_fails_on_one_rank_ends_all_with_its_sentence(
     if rule == "judges":
         given.append(f"--model.judges=[{judge}]")
     args = arguments(parity_folder, "ppo", tmp_path, "fsdp2", *ONE_ITERATION, *given)
-    found = two_ranks.run(f"{__name__}:told", args, timeout=40.0)
+    found = two_ranks.run(f"{__name__}:told", args, timeout=120.0)
     assert all(MISTAKE in sentence for sentence in found), found
 
 
@@ -130,7 +130,7 @@ def test_adapters_learned_with_noise_are_merged(
     short = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--data.test_fraction=0")
     given = (*short, *LORA, "--model.neftune_alpha=5", f"--export_dir={tmp_path / 'model'}")
     args = arguments(parity_folder, "sft", tmp_path, "fsdp2", *given)
-    two_ranks.run("tests.strategies.recipe_cases:run", "sft", args, timeout=40.0)
+    two_ranks.run("tests.strategies.recipe_cases:run", "sft", args, timeout=120.0)
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 

@@ -141,7 +141,7 @@ def test_the_launch_file_says_what_it_misses(own, args, told):
         env=outer | own,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 120.0  # imports, on a machine that does other things too
+START_SECONDS = 240.0  # imports, on a machine that does other things too
 GRACE_SECONDS = 5.0  # for the other ranks, once one has failed
 LOG_TAIL = 3000  # characters of what a rank printed last
 
@@ -56,7 +56,7 @@ class World:
         self._pipes: list[Connection] = []
         self._starts = 0
 
-    def run(self, job: str, *args: Any, timeout: float = 100.0) -> list[Any]:
+    def run(self, job: str, *args: Any, timeout: float = 200.0) -> list[Any]:
         """Call a function on every rank.
 
         Args:
