@@ -47,8 +47,8 @@ def load_stage(path: str | Path, tokenizer: str | None = None) -> tuple[ModelMod
     name, _, attribute = str(checkpoint.get("stage", "")).partition(":")
     if not name.startswith("lit_llm."):
         raise UserError(
-            f"{chosen} does not tell which stage it is of, so it was not written by this library, "
-            "or by an older version of it; train on for a step, which writes a new one"
+            f"{chosen} does not tell which stage it is of: this library did not write it, or an "
+            "older version of it did; train on for a step, which writes a new one"
         )
     module: Any = getattr(importlib.import_module(name), attribute)(
         **checkpoint["hyper_parameters"]

@@ -24,7 +24,8 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from lit_llm.strategies.names import plain_name
-from lit_llm.strategies.shards import reshard
+from lit_llm.strategies.shards import reshard, whole
+from lit_llm.strategies.zero_state import whole_parameter
 
 
 def needs_gathering(strategy: Strategy | str) -> bool:
@@ -139,21 +140,9 @@ def whole_weights(
     if hasattr(root, "empty_partition_cache"):
         # Stage 3 fetches ahead what it has seen follow, and a forward may have ended before.
         root.empty_partition_cache()  # type: ignore[operator]
+    masters = exact and _has_masters(root)
     for name, parameter in model.named_parameters():
-        if exact and parameter.requires_grad and _has_masters(root):
-            from deepspeed.utils import safe_get_full_fp32_param
-
-            yield plain_name(name), safe_get_full_fp32_param(parameter).clone()
-        elif hasattr(parameter, "ds_id"):
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters([parameter]):
-                yield plain_name(name), parameter.detach().clone()
-        elif isinstance(parameter, DTensor):
-            whole: Tensor = parameter.full_tensor()
-            yield plain_name(name), whole.detach().clone()
-        else:
-            yield plain_name(name), parameter.detach().clone()
+        yield plain_name(name), whole(whole_parameter(parameter, trained=masters)).clone()
 
 
 def _of_fsdp1(model: nn.Module, root: FullyShardedDataParallel) -> Iterator[tuple[str, Tensor]]:
@@ -174,8 +163,8 @@ def _of_fsdp1(model: nn.Module, root: FullyShardedDataParallel) -> Iterator[tupl
                     if id(parameter) in seen:
                         continue
                     seen.add(id(parameter))
-                    whole = plain_name(f"{path}.{last}").removeprefix(f"{prefix}.")
-                    yield whole, parameter.detach().clone()
+                    own = plain_name(f"{path}.{last}").removeprefix(f"{prefix}.")
+                    yield own, parameter.detach().clone()
 
 
 def _own_modules(unit: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
