@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.up-to-date
 # deepspeed is for Linux; its tests skip themselves where it is not installed.
 comma := ,
-EXTRAS ?= dev,tensorboard$(if $(filter Linux,$(shell uname)),$(comma)deepspeed)
+EXTRAS ?= dev,eval,tensorboard$(if $(filter Linux,$(shell uname)),$(comma)deepspeed)
 # More arguments for pytest, e.g. make test ARGS="-m 'not slow' tests/data"
 ARGS ?=
 

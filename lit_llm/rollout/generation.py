@@ -84,6 +84,8 @@ def generate(
     batch_size: int = 8,
     seed: int = 0,
     keep_stop_token: bool = False,
+    stop_strings: Sequence[str] = (),
+    tokenizer: Any = None,
 ) -> list[Response]:
     """Continue prompts in batches of similar length, with a key-value cache.
 
@@ -102,15 +104,22 @@ def generate(
         batch_size: Prompts to continue at once.
         seed: Seed of the sampling.
         keep_stop_token: Leave the token that ended a response at its end.
+        stop_strings: Texts that end a response too, however they are cut into tokens. The response
+            keeps the token that completed one, and with it the text, and what that token adds to
+            it. Those within the prompt do not count.
+        tokenizer: Reads the response for ``stop_strings``.
 
     Returns:
         One response a prompt, in the order of the prompts.
 
     Raises:
         UserError: A prompt is empty, or ``batch_size`` is below 1.
+        ValueError: A stop string is empty, or no tokenizer was given to read them.
     """
     if batch_size < 1:
         raise UserError(f"generation: batch_size must be at least 1, got {batch_size}")
+    if not all(stop_strings) or (stop_strings and tokenizer is None):
+        raise ValueError("stop strings must not be empty, and need a tokenizer")
     kept, new = fit_prompts(model, prompts, config.max_new_tokens)
     settings = _settings(config, new, pad_token_id, stop_token_ids)
     responses: dict[int, Response] = {}
@@ -119,9 +128,12 @@ def generate(
     with aside(model, seed):
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
-            output = _run(model, [kept[index] for index in batch], settings)
-            for index, row in zip(batch, output.tolist(), strict=True):
-                responses[index] = _cut(row, stop_token_ids, keep_stop_token)
+            texts = _StopStrings(stop_strings, tokenizer, len(kept[batch[0]]), len(batch))
+            stops = [texts] if stop_strings else []
+            output = _run(model, [kept[index] for index in batch], settings, stops=stops)
+            for index, row, end in zip(batch, output.tolist(), texts.ends, strict=True):
+                response = _cut(row[:end], stop_token_ids, keep_stop_token)
+                responses[index] = response._replace(stopped=response.stopped or end is not None)
     return [responses[index] for index in range(len(kept))]
 
 
@@ -160,7 +172,7 @@ def stream(
     def sample() -> None:
         try:
             with aside(model, seed):
-                _run(model, [kept], settings, streamer)
+                _run(model, [kept], settings, streamer, [streamer.stop])
             streamer.tokens.put(None)
         except BaseException as error:  # raised again where the tokens are read
             streamer.tokens.put(error)
@@ -204,6 +216,29 @@ class _Streamer:
     def stop(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Stop every row once nobody reads any more (a StoppingCriteria)."""
         return torch.full((input_ids.shape[0],), self.cancelled, device=input_ids.device)
+
+
+class _StopStrings:
+    """Stops the rows whose response holds one of some texts (a StoppingCriteria).
+
+    ``ends`` tells how many tokens each response had when it first did.
+    """
+
+    def __init__(self, strings: Sequence[str], tokenizer: Any, width: int, rows: int) -> None:
+        self.ends: list[int | None] = [None] * rows
+        self._strings, self._tokenizer, self._width = strings, tokenizer, width
+        # A token holds a byte at least. One more, since SentencePiece takes the space off the first
+        # word of what it decodes.
+        self._tokens = 1 + max((len(string.encode()) for string in strings), default=0)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        count = input_ids.shape[1] - self._width
+        for row, ids in enumerate(input_ids[:, self._width :][:, -self._tokens :].tolist()):
+            if self.ends[row] is None:
+                text = self._tokenizer.decode(ids, skip_special_tokens=False)
+                if any(string in text for string in self._strings):
+                    self.ends[row] = count
+        return torch.tensor([end is not None for end in self.ends], device=input_ids.device)
 
 
 def fit_prompts(
@@ -261,6 +296,7 @@ def _run(
     prompts: list[list[int]],
     settings: TransformersConfig,
     streamer: _Streamer | None = None,
+    stops: Sequence[Any] = (),
 ) -> Tensor:
     """Continue one batch: the sampled tokens (B, R), stopped rows filled up with padding."""
     from transformers import StoppingCriteriaList
@@ -275,7 +311,7 @@ def _run(
         attention_mask=mask.to(device),  # transformers derives the position ids from it
         generation_config=settings,
         streamer=streamer,
-        stopping_criteria=StoppingCriteriaList([streamer.stop] if streamer else []),
+        stopping_criteria=StoppingCriteriaList(stops),
     )
     return output[:, width:]
 

@@ -84,7 +84,7 @@ def load_reward_function(path: str, options: Mapping[str, Any] | None = None) ->
         UserError: There is no such function, or it does not take these options.
     """
     options = dict(options or {})
-    function = _found(path)
+    function = find_function(path)
     _check_options(path, function, options)
     bound: RewardFunction = partial(function, **options)
     try:
@@ -225,7 +225,12 @@ def _told(error: Exception) -> str:
 # ----- finding the function -----------------------------------------------------------------------
 
 
-def _found(path: str) -> Callable[..., Any]:
+def find_function(path: str) -> Callable[..., Any]:
+    """The function that ``file.py:name`` or ``package.module:name`` names, or a rule of ours.
+
+    Raises:
+        UserError: There is no such file, module or function.
+    """
     name, colon, attribute = path.rpartition(":")
     if not colon:
         name, attribute = RULES, path

@@ -82,6 +82,55 @@ def test_a_stop_token_in_the_prompt_ends_nothing():
     assert run(model, [PROMPTS[1]], stops=[stop]) == [Response(whole, False)]
 
 
+class Letters:
+    """A tokenizer of 32 tokens: a letter each, but the last six, which are two."""
+
+    def decode(self, ids, skip_special_tokens=False):
+        return "".join(chr(97 + i) if i < 26 else chr(71 + i) * 2 for i in ids)
+
+
+def test_an_answer_ends_with_the_token_that_completes_a_stop_string():
+    model, letters = tiny(), Letters()
+    whole = [by_hand(model, prompt, 12) for prompt in PROMPTS]
+    # Three tokens of the first answer; two of the third, of which half of the second is enough.
+    stops = [letters.decode(whole[0][4:7]), letters.decode(whole[2][7:9])[:-1]]
+    expected = []
+    for ids in whole:
+        ends = [
+            n for n in range(1, 13) if any(string in letters.decode(ids[:n]) for string in stops)
+        ]
+        expected.append(Response(ids[: ends[0]] if ends else ids, bool(ends)))
+    assert [len(response.ids) for response in expected] == [7, 12, 9, 12, 12]
+    for batch_size in (1, 2, len(PROMPTS)):
+        options = {"stop_strings": stops, "tokenizer": letters, "batch_size": batch_size}
+        assert run(model, PROMPTS, **options) == expected
+
+
+def test_a_stop_string_after_a_stop_token_or_in_the_prompt_ends_nothing():
+    model, letters = tiny(), Letters()
+    whole = by_hand(model, PROMPTS[1], 12)
+    options = {"stop_strings": [letters.decode(whole[4:6])], "tokenizer": letters}
+    place = whole.index(whole[2])
+    assert run(model, [PROMPTS[1]], stops=[whole[2]], **options) == [Response(whole[:place], True)]
+    kept = run(model, [PROMPTS[1]], stops=[whole[2]], keep_stop_token=True, **options)
+    assert kept == [Response(whole[: place + 1], True)]
+    given = letters.decode(PROMPTS[1][:2])
+    assert given not in letters.decode(whole)
+    found = run(model, [PROMPTS[1]], stop_strings=[given], tokenizer=letters)
+    assert found == [Response(whole, False)]
+    # Nor does one that begins in the prompt.
+    across = letters.decode([PROMPTS[1][-1], whole[0]])
+    assert across not in letters.decode(whole)
+    found = run(model, [PROMPTS[1]], stop_strings=[across], tokenizer=letters)
+    assert found == [Response(whole, False)]
+
+
+@pytest.mark.parametrize(("strings", "tokenizer"), [([""], Letters()), (["a"], None)])
+def test_stop_strings_that_nothing_can_be_done_with_are_refused(strings, tokenizer):
+    with pytest.raises(ValueError, match="stop strings"):
+        run(tiny(), [[1]], stop_strings=strings, tokenizer=tokenizer)
+
+
 def test_a_model_s_own_generation_config_decides_nothing():
     from transformers import GenerationConfig as TransformersConfig
 
