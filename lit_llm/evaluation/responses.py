@@ -73,10 +73,23 @@ def outcome(row: EvaluatedResponse, name: str | None = None) -> float | None:
         return None
     mine, its = (one.score if name is None else one.scores[name] for one in (row, other))
     same = (row.response, row.length, row.stopped) == (other.response, other.length, other.stopped)
-    margin = _ROUNDING * max(1.0, abs(mine), abs(its))
-    if same or not abs(mine - its) > margin:  # NaN is nobody's win
+    return 0.5 if same else preferred(mine, its)
+
+
+def preferred(first: float, second: float) -> float:
+    """Which of two scores is higher: 1 for the first, 0 for the second, 0.5 for neither.
+
+    Scores that differ by rounding only are equal: most rewards see a response in another batch each
+    time.
+
+    Args:
+        first: A score.
+        second: Another one.
+    """
+    margin = _ROUNDING * max(1.0, abs(first), abs(second))
+    if not abs(first - second) > margin:  # NaN is nobody's win
         return 0.5
-    return float(mine > its)
+    return float(first > second)
 
 
 def response_measures(rows: Sequence[EvaluatedResponse]) -> dict[str, float]:
