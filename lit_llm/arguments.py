@@ -1,6 +1,7 @@
 """What a command line may say, and what is said of one that cannot be read."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import yaml
@@ -65,6 +66,34 @@ def listed_sources(args: list[str], *, has_ood: bool = False) -> list[str]:
     own_ood = given & {"--data.ood_sources", "--data.ood_sources+"}
     if has_ood and "--data.sources" in given and not own_ood:
         return ["--data.ood_sources=null", *result]
+    return result
+
+
+def spaced_lists(args: list[str], names: Collection[str]) -> list[str]:
+    """Put the values of settings that are lists into one list each: ``--compare A B``, ``A,B``.
+
+    Args:
+        args: The command line.
+        names: Names of the settings, without the dashes.
+    """
+    result: list[str] = []
+    values: list[str] | None = None
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if arg.startswith("--"):
+            values = None
+        if arg.startswith("--") and name.removeprefix("--") in names:
+            if value.lstrip().startswith("["):
+                result.append(arg)
+                continue
+            values = [part for part in value.split(",") if part] if equals else []
+            result.append(f"{name}={json.dumps(values)}")
+        elif values is not None:
+            given = json.loads(arg) if arg.lstrip().startswith("[") else arg.split(",")
+            values += [part for part in given if part]
+            result[-1] = f"{result[-1].partition('=')[0]}={json.dumps(values)}"
+        else:
+            result.append(arg)
     return result
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -26,7 +25,12 @@ from lit_llm.callbacks.progress import Progress
 from lit_llm.callbacks.samples import SampleContinuations
 from lit_llm.callbacks.throughput import Throughput
 from lit_llm.errors import UserError
-from lit_llm.strategies.checkpoint_io import AtomicCheckpointIO, read_checkpoint, write_text
+from lit_llm.strategies.checkpoint_io import (
+    AtomicCheckpointIO,
+    check_writable,
+    read_checkpoint,
+    write_text,
+)
 from lit_llm.strategies.gathering import needs_gathering
 from lit_llm.strategies.launch import check_launch
 from lit_llm.strategies.registry import build_strategy, found_devices, simplest_strategy
@@ -181,7 +185,7 @@ class RecipeCLI(LightningCLI):
                 heads = max(1, self.config["model"]["heads"])  # the module refuses less
             seq_len = self.config["data"].get("seq_len")
             resolve_config(BaseModelConfig(**base), seq_len=seq_len, heads=heads)
-        _check_writable(self.output_dir)
+        check_writable(self.output_dir)
         if self.config["export_dir"] is not None:
             from lit_llm.models.export import check_export_folder
 
@@ -384,16 +388,3 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _check_writable(folder: Path) -> None:
-    """Make the run's folder, or say why it cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"the output folder {folder} cannot be made ({error.strerror}); give another "
-            "--output_dir"
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"the output folder {folder} is not writable; give another --output_dir")

@@ -11,7 +11,7 @@ Each stage is the recipe of its name with a config of its own, and resumes where
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
 
-import lifecycle_evaluation
+import evaluate
 import ppo
 import pretrain
 import reward
@@ -29,7 +29,7 @@ STAGES = {
     "sft": sft.main,
     "reward": reward.main,
     "ppo": ppo.main,
-    "evaluation": lifecycle_evaluation.main,
+    "evaluation": evaluate.main,
 }
 CONFIGS = Path(__file__).parent / "configs" / "lifecycle"
 
@@ -82,7 +82,12 @@ def main(args: list[str] | None = None) -> None:
             f"--model.ppo.value_from={folder}/reward/model",
             f"--data.cache_dir={folder}/cache",
         ],
-        "evaluation": [f"--output_dir={folder}"],
+        "evaluation": [
+            f"--output_dir={folder}/evaluation",
+            f"--model={folder}/pretrain/model",
+            f"--compare={folder}/sft/model,{folder}/ppo/model",
+            f"--judge={folder}/reward/model",
+        ],
     }
     checks = {
         "pretrain": check_margin,

@@ -52,8 +52,16 @@ class Throughput(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let it run on."""
+        self.leave_out(time.perf_counter() - self._validation_start)
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count the time of something that was no training.
+
+        Args:
+            seconds: How long it took.
+        """
         if self._since is not None:
-            self._since += time.perf_counter() - self._validation_start
+            self._since += seconds
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -62,6 +62,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return super().load_checkpoint(path, *options, **more)
 
 
+def check_writable(folder: Path) -> None:
+    """Make the folder of a run, or say why it cannot be made.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        UserError: It cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the output folder {folder} cannot be made ({error.strerror}); give another "
+            "--output_dir"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"the output folder {folder} is not writable; give another --output_dir")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
