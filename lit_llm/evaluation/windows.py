@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.errors import UserError
+from lit_llm.evaluation.prefixes import Row, common_beginnings, rest_statistics
 from lit_llm.functional import logits_statistics, token_statistics
 from lit_llm.models.forward import full_logits, hidden_states, output_head, supports_fused_head
+from lit_llm.rollout.decoders import has_plain_cache
 from lit_llm.rollout.engine import mixed_precision
 from lit_llm.rollout.generation import aside
 
@@ -61,8 +63,9 @@ def score_windows(
     """Score windows; their order and their company in a batch change nothing.
 
     Leaves no trace in the model. Windows that let the model read the same ids, as the choices of
-    one token do, share one row. The head is applied at the targets only, a chunk at a time, and
-    its softmax is taken in float32.
+    one token do, share one row, and what rows begin with, as choices after long examples do, is
+    read once where the architecture allows it. The head is applied at the targets only, a chunk at
+    a time, and its softmax is taken in float32.
 
     Args:
         model: A transformers causal language model, possibly wrapped by peft.
@@ -80,14 +83,40 @@ def score_windows(
     Raises:
         UserError: ``batch_tokens`` is below 1.
     """
-    rows: dict[tuple[int, ...], list[int]] = {}
+    rows: dict[Row, list[int]] = {}
     for number, window in enumerate(windows):
         rows.setdefault(tuple(window.ids[:-1]), []).append(number)
-    # The longest first, so that a batch that does not fit into memory fails at once.
-    order = sorted(rows, key=lambda ids: (-len(ids), ids))
     device = next(model.parameters()).device.type
+    groups: dict[Row, list[Row]] = {}
+    if has_plain_cache(model):
+        groups = common_beginnings(
+            {ids: max(windows[number].targets for number in own) for ids, own in rows.items()}
+        )
+    grouped = {ids for own in groups.values() for ids in own}
+    # The longest first, so that a batch that does not fit into memory fails at once.
+    order = sorted(rows.keys() - grouped, key=lambda ids: (-len(ids), ids))
+    beginnings = sorted(groups, key=lambda ids: (-len(ids) * len(groups[ids]), ids))
 
-    def score(share: Sequence[tuple[int, ...]]) -> list[list[WindowScore]]:
+    def score_groups(share: Sequence[Row]) -> list[list[list[WindowScore]]]:
+        found = []
+        with aside(model), mixed_precision(model, dtype, device):
+            for beginning in share:
+                own = groups[beginning]
+                statistics = rest_statistics(
+                    model,
+                    beginning,
+                    own,
+                    [
+                        [w.ids[-w.targets :] for w in map(windows.__getitem__, rows[ids])]
+                        for ids in own
+                    ],
+                    pad_token_id=pad_token_id,
+                    batch_tokens=batch_tokens,
+                )
+                found.append([[_window_score(*pair) for pair in pairs] for pairs in statistics])
+        return found
+
+    def score(share: Sequence[Row]) -> list[list[WindowScore]]:
         found = []
         with aside(model), mixed_precision(model, dtype, device):
             for batch in batches(share, [len(ids) for ids in share], batch_tokens):
@@ -96,6 +125,9 @@ def score_windows(
         return found
 
     scores: dict[int, WindowScore] = {}
+    for beginning, of_rows in zip(beginnings, dealt(score_groups, beginnings, ranks), strict=True):
+        for ids, own in zip(groups[beginning], of_rows, strict=True):
+            scores.update(zip(rows[ids], own, strict=True))
     for ids, own in zip(order, dealt(score, order, ranks), strict=True):
         scores.update(zip(rows[ids], own, strict=True))
     return [scores[number] for number in range(len(windows))]
@@ -162,7 +194,7 @@ def dealt(
 
 def _score(
     model: nn.Module,
-    rows: Sequence[tuple[int, ...]],
+    rows: Sequence[Row],
     windows: Sequence[Sequence[Window]],
     pad_token_id: int,
 ) -> list[list[WindowScore]]:
@@ -187,12 +219,13 @@ def _score(
         torch.tensor(places, device=device),
         torch.tensor(targets, device=device),
     )
-    own_nll, own_correct = nll.double().cpu().split(counts), correct.cpu().split(counts)
-    scores = iter(
-        WindowScore(float(losses.sum()), bool(hits.all()))
-        for losses, hits in zip(own_nll, own_correct, strict=True)
-    )
+    own_nll, own_correct = nll.cpu().split(counts), correct.cpu().split(counts)
+    scores = iter(map(_window_score, own_nll, own_correct))
     return [[next(scores) for _ in sharing] for sharing in windows]
+
+
+def _window_score(nll: Tensor, correct: Tensor) -> WindowScore:
+    return WindowScore(float(nll.double().sum()), bool(correct.all()))
 
 
 def _statistics(

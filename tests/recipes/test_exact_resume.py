@@ -129,10 +129,10 @@ def assert_equal(first: Any, second: Any, where: str = "") -> None:
     ("stage", "signals"),
     [
         ("pretrain", (signal.SIGTERM, signal.SIGKILL)),  # one after the other, in one run
-        ("full", (signal.SIGKILL,)),
+        pytest.param("full", (signal.SIGKILL,), marks=pytest.mark.thorough),
         ("lora", (signal.SIGKILL,)),
         ("reward", (signal.SIGKILL,)),
-        ("dpo", (signal.SIGKILL,)),
+        pytest.param("dpo", (signal.SIGKILL,), marks=pytest.mark.thorough),
         ("ppo", (signal.SIGKILL, signal.SIGKILL)),  # at an iteration's end, and within one
     ],
     indirect=["stage"],
