@@ -87,11 +87,12 @@ def spaced_lists(args: list[str], names: Collection[str]) -> list[str]:
                 result.append(arg)
                 continue
             values = [part for part in value.split(",") if part] if equals else []
-            result.append(f"{name}={json.dumps(values)}")
+            result.append(f"{name}={json.dumps(values, ensure_ascii=False)}")
         elif values is not None:
             given = json.loads(arg) if arg.lstrip().startswith("[") else arg.split(",")
             values += [part for part in given if part]
-            result[-1] = f"{result[-1].partition('=')[0]}={json.dumps(values)}"
+            known = result[-1].partition("=")[0]
+            result[-1] = f"{known}={json.dumps(values, ensure_ascii=False)}"
         else:
             result.append(arg)
     return result

@@ -152,7 +152,7 @@ def test_a_base_of_the_wrong_kind_is_refused_before_there_is_data(tokenizer, tmp
     def later(path):
         raise Later
 
-    monkeypatch.setattr(cli_module, "_check_writable", later)
+    monkeypatch.setattr(cli_module, "check_writable", later)
     for module_class, heads, error, sentence in (
         (SFTModule, None, UserError, "scores texts; give a causal language model"),
         (DPOModule, None, UserError, "scores texts; give a causal language model"),

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lit_llm.callbacks.table import GrowingTable
 from lit_llm.callbacks.throughput import Throughput
 from lit_llm.errors import UserError
+from lit_llm.evaluation.perplexity import window_and_stride
 from lit_llm.evaluation.runner import Job, evaluate_model, plan
 from lit_llm.evaluation.settings import EvaluationSettings
 from lit_llm.evaluation.tracking import COLUMNS, answer_row, flat_metrics
@@ -46,6 +47,7 @@ class EvaluationCallback(Callback):
         self.settings = settings
         self._jobs: list[Job] = []
         self._done = 0  # the step of the last one: a step of accumulated batches ends once
+        self._skipped: set[str] = set()  # tasks whose reason has been told
         self._table = GrowingTable("evaluation_answers", COLUMNS)
 
     def state_dict(self) -> dict[str, Any]:
@@ -58,7 +60,19 @@ class EvaluationCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find mistakes in the settings before the first step."""
-        self._jobs = plan(self.settings)
+        if getattr(pl_module, "scores_texts", False):
+            raise UserError(
+                "evaluation: a reward model scores texts, and can say nothing to evaluate; leave "
+                "EvaluationCallback out"
+            )
+        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is None:
+            raise UserError(
+                "evaluation: EvaluationCallback needs a data module with a tokenizer; leave it out"
+            )
+        if self.settings.texts:
+            window_and_stride(pl_module.model, self.settings.window, self.settings.stride)
+        self._jobs = plan(self.settings, strict=False)  # no reason to end a run
         self._done = max(self._done, trainer.global_step)
 
     @rank_zero_only
@@ -100,6 +114,10 @@ class EvaluationCallback(Callback):
             written = [answer for task in results for answer in task.answers if answer.generated]
             if written:
                 self._table.put(trainer, [answer_row(answer) for answer in written])
+        for skipped in (task for task in results if task.skipped is not None):
+            if skipped.task not in self._skipped:
+                rank_zero_warn(f"evaluation: {skipped.task} is skipped: {skipped.skipped}")
+                self._skipped.add(skipped.task)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Throughput):
                 callback.leave_out(time.perf_counter() - started)

@@ -36,7 +36,8 @@ class GrowingTable:
         if not path.exists():
             return
         known = {row[0] for row in self.rows}
-        for line in path.read_text(encoding="utf-8").splitlines():
+        # Not splitlines: an answer may hold other line separators than the line feed.
+        for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
             row = [json.loads(line).get(column) for column in self.columns]
             if row[0] not in known and row[0] <= trainer.global_step:
                 self.rows.append(row)

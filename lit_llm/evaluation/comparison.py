@@ -11,7 +11,16 @@ from typing import Literal
 
 import numpy as np
 
-from lit_llm.evaluation.results import RESAMPLES, Better, Items, Measurement, Scale, resampled
+from lit_llm.evaluation.intervals import sign_test, student_p
+from lit_llm.evaluation.results import (
+    RESAMPLES,
+    Better,
+    Items,
+    Measurement,
+    Scale,
+    resampled,
+    scaled,
+)
 
 Verdict = Literal["better", "worse", "differs", "no certain difference", "not comparable"]
 
@@ -113,7 +122,7 @@ def number(value: float, sign: str = "", like: float | None = None) -> str:
 
 
 def regressions(comparisons: Sequence[ModelChanges]) -> list[str]:
-    """What certainly got worse, a sentence each; that nothing did, where nothing did.
+    """What certainly got worse or was lost, a sentence each; that nothing was, where nothing was.
 
     Args:
         comparisons: Those of a report, corrected by :func:`holm`.
@@ -122,7 +131,13 @@ def regressions(comparisons: Sequence[ModelChanges]) -> list[str]:
     for one in comparisons:
         worse = one.having("worse")
         found += [f"{one.after} is worse than {one.before} on {change}" for change in worse]
-        if not worse:
+        finite = [change for change in one.changes if math.isfinite(change.before)]
+        lost = [f"{own.task} {own.metric}" for own in finite if not math.isfinite(own.after)]
+        if lost:  # no test can tell, but it has diverged
+            found.append(
+                f"{one.after} has no finite value where {one.before} has: {', '.join(lost)}"
+            )
+        elif not worse:
             told = f"{one.after} is not certainly worse than {one.before} on any number"
             compared = len(one.changes) - len(one.having("not comparable"))
             found.append(f"{told}, of {compared} compared")
@@ -241,8 +256,7 @@ def _obstacle(before: Measurement, after: Measurement, paired: bool) -> str | No
 
 
 def _number(items: Items, scale: Scale) -> float:
-    mean = sum(items.numerators) / sum(items.denominators)
-    return math.exp(min(mean, 700.0)) if scale == "exp" else mean
+    return scaled(sum(items.numerators) / sum(items.denominators), scale)
 
 
 def _sides(first: float, second: float, ideal: float | None) -> tuple[int, int]:
@@ -280,7 +294,7 @@ def _paired_p(before: Items, after: Items, scale: Scale, ideal: float | None) ->
     mine, its = _sides(first, second, ideal)
     gains = _gains(before, after, scale)
     if mine == its and gains is not None:
-        return _sign_test(int((gains > 0).sum()), int((gains < 0).sum()))
+        return sign_test(int((gains > 0).sum()), int((gains < 0).sum()))
     centre = ideal or 0.0
     difference = its * (second - centre) - mine * (first - centre)
     if abs(difference) <= _ROUNDING * max(1.0, abs(first), abs(second)):
@@ -302,32 +316,6 @@ def _influence(items: Items, ratio: float) -> np.ndarray:
     """What each item adds to a ratio of sums, to first order, (N,)."""
     above, below = np.asarray(items.numerators), np.asarray(items.denominators)
     return (above - ratio * below) / below.mean()
-
-
-def _sign_test(ups: int, downs: int) -> float:
-    """Two-sided p-value of so many ups and downs where both are equally probable."""
-    total, fewer = ups + downs, min(ups, downs)
-    if 2 * fewer == total:
-        return 1.0
-    steps = np.arange(1, fewer + 1)
-    logs = np.concatenate([[0.0], np.cumsum(np.log((total - steps + 1) / steps))])
-    return min(1.0, 2 * float(np.exp(logs - total * math.log(2)).sum()))
-
-
-def student_p(t: float, freedom: int) -> float:
-    """Two-sided p-value of Student's t.
-
-    With t = sqrt(freedom) tan(angle), its density is a power of the cosine, which is summed.
-
-    Args:
-        t: The statistic.
-        freedom: Degrees of freedom, at least 1.
-    """
-    angles = np.linspace(math.atan(abs(t) / math.sqrt(freedom)), math.pi / 2, 20_001)
-    heights = np.cos(angles).clip(0) ** (freedom - 1)
-    area = (heights.sum() - (heights[0] + heights[-1]) / 2) * (angles[1] - angles[0])
-    logs = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)
-    return min(1.0, 2 / math.sqrt(math.pi) * math.exp(logs) * float(area))
 
 
 def _unpaired(

@@ -245,7 +245,9 @@ def _table(table: Table) -> str:
 
 
 def _sample(sample: Sample) -> list[str]:
-    parts = [f"**{_inline(sample.title)}**", "Prompt:", fenced(visible(sample.prompt))]
+    parts = [f"**{_inline(sample.title)}**"]
+    if sample.prompt:
+        parts += ["Prompt:", fenced(visible(sample.prompt))]
     if sample.reference is not None:
         parts += ["Right answer:", fenced(visible(sample.reference))]
     for reply in sample.replies:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lit_llm.evaluation.win_rate import WinRate
 
 _TICKS = 5
+_ITEMS_A_PART = 4  # on average; of fewer a number by parts says nothing
 _LOG_FROM = 20  # a larger ratio of the largest number to the smallest is drawn on a log axis
 
 
@@ -202,7 +203,8 @@ def _parts(line: Line, names: list[str]) -> list[Block]:
             if sum(own.denominators) > 0:
                 row = found.setdefault(part, [None] * len(names))
                 row[place] = measure(part, one.metric, own, scale=one.scale)
-    if len(found) < 2:
+    counts = [max(one.count for one in values if one) for values in found.values()]
+    if len(found) < 2 or sum(counts) < _ITEMS_A_PART * len(counts):
         return []
     rows = [
         [Cell(part), Cell(f"{max(v.count for v in values if v):,}"), *map(reading, values)]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.errors import UserError
 from lit_llm.evaluation.comparison import (
-    Change,
     ModelChanges,
     compare,
     compare_with,
@@ -21,7 +20,6 @@ from lit_llm.evaluation.comparison import (
 )
 from lit_llm.evaluation.evaluation_page import (
     Block,
-    Bullets,
     Cell,
     Command,
     Fold,
@@ -34,13 +32,15 @@ from lit_llm.evaluation.evaluation_page import (
     markdown_page,
 )
 from lit_llm.evaluation.evaluation_plots import number_sections, reading, side_by_side, win_panels
+from lit_llm.evaluation.evaluation_verdict import by_pair, counted, verdict
 from lit_llm.evaluation.results import Answer, Measurement, ModelResults, TaskResult
 from lit_llm.strategies.checkpoint_io import write_text
 
 if TYPE_CHECKING:
     from lit_llm.evaluation.win_rate import WinRate
 
-_SAMPLES = 4  # of a task
+_SAMPLES = 4  # of a task whose answers are written
+_CHOSEN_SAMPLES = 2  # of one whose answers are given, which say less
 _READING = [
     "In brackets or below a number: its 95 % interval. Shares of right items have Wilson's, other "
     "numbers a bootstrap over items.",
@@ -83,9 +83,9 @@ def write_report(
         raise UserError("no model was evaluated, so there is nothing to report")
     comparisons = compare_models(models, win_rates, stages)
     sections = [
-        Section("What can be said", _verdict(models, comparisons)),
-        *number_sections(models, comparisons, stages),
+        Section("What can be said", verdict(models, comparisons)),
         *_win_rates(models, win_rates),
+        *number_sections(models, comparisons, stages),
         *_lengths(models),
         *_samples(models),
         Section("How it was run", _settings(models, command)),
@@ -96,7 +96,8 @@ def write_report(
         "command": command,
         "models": [_model_numbers(model) for model in models],
         "comparisons": [_comparison_numbers(one) for one in comparisons],
-        "regressions": regressions(comparisons),
+        "counts": [counted(one) for one in by_pair(comparisons)],
+        "regressions": regressions(by_pair(comparisons)),
         "win_rates": [_win_numbers(rate) for rate in win_rates],
     }
     # JSON knows no NaN; what is no plain data in the settings is told as text.
@@ -137,53 +138,7 @@ def compare_models(
     ]
 
 
-# ----- what is said -------------------------------------------------------------------------------
-
-
-def _verdict(models: Sequence[ModelResults], comparisons: Sequence[ModelChanges]) -> list[Block]:
-    blocks: list[Block] = []
-    pairs: dict[tuple[str, str], list[Change]] = {}
-    for one in comparisons:
-        pairs.setdefault((one.before, one.after), []).extend(one.changes)
-    for (before, after), changes in pairs.items():
-        blocks += _told(ModelChanges(before, after, changes))
-    if not comparisons:
-        blocks.append(Prose([f"{models[0].name} is the only model: nothing is compared."]))
-    skipped: dict[tuple[str, str], list[str]] = {}
-    for model in models:
-        for task in model.tasks:
-            if task.skipped is not None:
-                skipped.setdefault((task.task, task.skipped), []).append(model.name)
-    if skipped:
-        told: list[str] = []
-        for (name, reason), names in skipped.items():
-            whose = "" if len(names) == len(models) else f" ({', '.join(names)})"
-            told.append(f"{name}{whose}: {reason}")
-        blocks.append(Bullets("Not run", told))
-    return blocks
-
-
-def _told(one: ModelChanges) -> list[Block]:
-    better, worse, other = one.having("better"), one.having("worse"), one.having("differs")
-    same, apart = one.having("no certain difference"), one.having("not comparable")
-    counts = f"{len(better)} better, {len(worse)} worse, {len(same)} without a certain difference"
-    sentences = [f"{one.after} against {one.before}: {counts}."]
-    blocks: list[Block] = [Prose(sentences if worse else [*sentences, *regressions([one])])]
-    for word, changes in (("worse", worse), ("better", better)):
-        if changes:
-            title = f"{one.after} is {word} than {one.before} on"
-            blocks.append(Bullets(title, [str(change) for change in changes], word))
-    if other:
-        title = f"{one.after} differs from {one.before}, where no direction is better, on"
-        blocks.append(Bullets(title, [str(change) for change in other]))
-    if apart:
-        told = [f"{change.task} {change.metric}: {change.note}" for change in apart]
-        blocks.append(Bullets(f"{one.after} and {one.before} cannot be compared on", told))
-    if same:
-        names = dict.fromkeys(f"{change.task} {change.metric}" for change in same)
-        title = f"No certain difference: {len(same)} number{'s' * (len(same) != 1)}"
-        blocks.append(Fold(title, [Prose([", ".join(names) + "."])]))
-    return blocks
+# ----- what is shown ------------------------------------------------------------------------------
 
 
 def _win_rates(models: Sequence[ModelResults], win_rates: Sequence[WinRate]) -> list[Section]:
@@ -247,7 +202,8 @@ def _samples(models: Sequence[ModelResults]) -> list[Section]:
         # Those that most models have, first those on which they differ; else in the task's order.
         ranked = sorted(items, key=lambda item: _rank([own.get(item) for own in by_model]))
         samples: list[Block] = []
-        for item in ranked[:_SAMPLES]:
+        written = any(one.generated for own in by_model for one in own.values())
+        for item in ranked[: _SAMPLES if written else _CHOSEN_SAMPLES]:
             found = [own.get(item) for own in by_model]
             one = next(answer for answer in found if answer is not None)
             replies = [
@@ -312,11 +268,14 @@ def _settings(models: Sequence[ModelResults], command: str) -> list[Block]:
 
 
 def _in_words(task: TaskResult) -> str:
-    return ", ".join(f"{name}: {_plain(value)}" for name, value in task.settings.items())
+    given = {name: value for name, value in task.settings.items() if value is not None}
+    return ", ".join(f"{name}: {_plain(value)}" for name, value in given.items())
 
 
 def _plain(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 # ----- the same as numbers ------------------------------------------------------------------------

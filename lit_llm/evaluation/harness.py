@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import torch.distributed as dist
 
 from lit_llm.errors import UserError
 from lit_llm.evaluation.harness_samples import Run, answers_of, measurements_of, without_numbers
@@ -36,7 +39,7 @@ class _CannotRunError(Exception):
 
 
 class ContextTooShortError(UserError):
-    """The model's context is too short for most items of one task; others may fit."""
+    """The model's context is too short for items of one task; others may fit."""
 
 
 def run_task(
@@ -68,21 +71,29 @@ def run_task(
     Raises:
         UserError: The harness is not installed; a file has not what the task reads; there are not
             so many examples, or no chat template.
-        ContextTooShortError: The model's context is too short for half of the items or more.
+        ContextTooShortError: The model's context is too short for half of the items or more, or
+            for one of their answers.
     """
     require_lm_eval()
     from lm_eval.evaluator import evaluate
 
     with undisturbed():
+        parts: dict[str, Task] = {}
+        source, reason = "", None
         try:
             parts, source = _load(task, data_dir)
         except _CannotRunError as error:
-            return TaskResult(task.name, task.category, skipped=str(error))
+            reason = str(error)
+        reason = _of_any_rank(reason, getattr(lm, "ranks", None))
+        if reason is not None:
+            return TaskResult(task.name, task.category, skipped=reason)
         for part in parts.values():
             _set_examples(part, num_fewshot, seed)
-        drawn = _draw({name: len(part.eval_docs) for name, part in parts.items()}, limit, seed)
+        sizes = {name: len(part.eval_docs) for name, part in parts.items()}
+        drawn = _draw(sizes, limit, seed)
         # To the harness no numbers of items mean all of them.
         parts = {name: part for name, part in parts.items() if drawn[name]}
+        items = sum(map(len, drawn.values()))
         templated = _uses_template(lm, task, parts, chat)
         _check_context(lm, task, parts, drawn, templated)
         for part in parts.values():
@@ -90,14 +101,15 @@ def run_task(
         found = evaluate(
             lm,
             {"tasks": parts},
-            samples=None if limit is None else {name: drawn[name] for name in parts},
+            # Of all of them the harness is not told: it searches the numbers for each item.
+            samples=None if items == sum(sizes.values()) else {name: drawn[name] for name in parts},
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=templated,
             fewshot_as_multiturn=True,
         )
         run = Run(task, parts, found["samples"], getattr(lm, "stopped", None))
-        items, broken = sum(map(len, drawn.values())), without_numbers(run)
+        broken = without_numbers(run)
         if broken:
             reason = (
                 f"the model's log-likelihoods are no numbers on {broken} of {items} items; it may "
@@ -127,7 +139,7 @@ def _load(task: EvaluationTask, data_dir: str | None) -> tuple[dict[str, Task], 
     missing = task.missing_file(data_dir)
     if task.path is not None and missing is None:
         source = "embedded" if task.name in own_tasks() else str(task.path)
-        return read_file(task.path, data_dir), str(data_dir) if task.files else source
+        return _read_file(task.path, data_dir), str(data_dir) if task.files else source
     absent = ""
     if task.path is not None:
         absent = (
@@ -140,6 +152,28 @@ def _load(task: EvaluationTask, data_dir: str | None) -> tuple[dict[str, Task], 
         if not hub_answers():
             raise _CannotRunError(f"{absent}, and the Hugging Face Hub cannot be reached")
     return _load_from_library(task, absent), f"Hugging Face Hub (lm_eval/{task.library})"
+
+
+def _of_any_rank(reason: str | None, ranks: Any) -> str | None:
+    """Why one of the ranks cannot run a task: as they share its items, all of them do or none."""
+    if ranks is None:
+        return reason
+    reasons: list[str | None] = [None] * dist.get_world_size(ranks)
+    dist.all_gather_object(reasons, reason, group=ranks)
+    return next((own for own in reasons if own is not None), None)
+
+
+def _read_file(path: Path, data_dir: str | None) -> dict[str, Task]:
+    try:
+        return read_file(path, data_dir)
+    except UserError:
+        raise
+    except Exception as error:  # of the harness, for what it misses in somebody's own file
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path}: the harness cannot make a task of it ({type(error).__name__}: {reason}); see "
+            "its new task guide"
+        ) from error
 
 
 def _load_from_library(task: EvaluationTask, absent: str) -> dict[str, Task]:

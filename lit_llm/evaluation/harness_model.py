@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.models.utils import postprocess_generated_text, resolve_max_length
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from lit_llm.data.token_cache import tokenizer_hash
 from lit_llm.errors import UserError
 from lit_llm.evaluation.answer_settings import answer_settings
+from lit_llm.evaluation.harness import ContextTooShortError
 from lit_llm.evaluation.harness_encoding import HarnessEncoding
 from lit_llm.evaluation.windows import (
     Item,
@@ -99,6 +102,24 @@ class HarnessModel(HarnessEncoding):
                 f"the model's context of {self.max_length} tokens is too short to evaluate"
             )
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What beside its weights decides what it gives; not how many rows go through at once."""
+        config = self.model.config.to_dict()
+        tokens = self.tokenizer
+        return {
+            "tokenizer": tokenizer_hash(tokens),
+            "special": [tokens.bos_token_id, tokens.eos_token_id, tokens.chat_template],
+            # Such as the scaling of positions; not where it was loaded from.
+            "config": {name: own for name, own in config.items() if name != "_name_or_path"},
+            "stops": getattr(self.model.generation_config, "eos_token_id", None),
+            "max_length": self.max_length,
+            "max_gen_toks": self.max_gen_toks,
+            "dtype": str(self.dtype),
+            "seed": self.seed,
+            "versions": [version(name) for name in ("lm_eval", "transformers", "torch")],
+        }
+
     # ----- scores -------------------------------------------------------------------------------
 
     def loglikelihood(
@@ -115,7 +136,8 @@ class HarnessModel(HarnessEncoding):
             the most likely one.
 
         Raises:
-            UserError: A continuation is empty, or longer than the model's context.
+            UserError: A continuation is empty.
+            ContextTooShortError: One is longer than the model's context.
         """
         for request in requests:
             if request.args == ("", ""):
@@ -134,7 +156,7 @@ class HarnessModel(HarnessEncoding):
                     "context"
                 )
             if len(continuation) > self.max_length:
-                raise UserError(
+                raise ContextTooShortError(
                     f"{_named(request)}: the continuation has {len(continuation)} tokens, but the "
                     f"model's context is {self.max_length}; take a model with a longer one"
                 )

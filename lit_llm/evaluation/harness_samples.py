@@ -168,6 +168,7 @@ def _with_interval(
 def answers_of(run: Run) -> list[Answer]:
     """What was answered to each item, with all its scores."""
     stopped = _stopped(run)
+    unjudged = any(metric.name == "pct_stereotype" for metric in run.task.metrics)
     answers = []
     for place, (part, key, samples) in enumerate(run.items()):
         scores = {
@@ -183,7 +184,7 @@ def answers_of(run: Run) -> list[Answer]:
                 item=key,
                 prompt=_text(samples[0]["arguments"][0][0]),
                 answer=_answer(samples[0], run.task.choices_per_answer),
-                reference=_reference(run.parts[part], samples[0]),
+                reference=_reference(run.parts[part], samples[0], unjudged=unjudged),
                 scores=scores,
                 generated=generated,
                 stopped=stopped[place] if generated and stopped else None,
@@ -217,7 +218,9 @@ def _answer(sample: dict[str, Any], choices_per_answer: int) -> str:
     return "\n".join(chosen)
 
 
-def _reference(part: Task, sample: dict[str, Any]) -> str | None:
+def _reference(part: Task, sample: dict[str, Any], *, unjudged: bool) -> str | None:
+    if unjudged:
+        return None  # of two sentences neither is the right one
     target = sample["target"]
     if isinstance(target, list):
         return " | ".join(map(str, target))

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -169,6 +170,32 @@ def pearson(first: Tensor, second: Tensor) -> float:
 def spearman(first: Tensor, second: Tensor) -> float:
     """Spearman's correlation of two (N,) tensors: Pearson's of ranks; equal values share a rank."""
     return pearson(_ranks(first), _ranks(second))
+
+
+def sign_test(ups: int, downs: int) -> float:
+    """Two-sided p-value of so many ups and downs where both are equally probable."""
+    total, fewer = ups + downs, min(ups, downs)
+    if 2 * fewer == total:
+        return 1.0
+    steps = np.arange(1, fewer + 1)
+    logs = np.concatenate([[0.0], np.cumsum(np.log((total - steps + 1) / steps))])
+    return min(1.0, 2 * float(np.exp(logs - total * math.log(2)).sum()))
+
+
+def student_p(t: float, freedom: int) -> float:
+    """Two-sided p-value of Student's t.
+
+    With t = sqrt(freedom) tan(angle), its density is a power of the cosine, which is summed.
+
+    Args:
+        t: The statistic.
+        freedom: Degrees of freedom, at least 1.
+    """
+    angles = np.linspace(math.atan(abs(t) / math.sqrt(freedom)), math.pi / 2, 20_001)
+    heights = np.cos(angles).clip(0) ** (freedom - 1)
+    area = (heights.sum() - (heights[0] + heights[-1]) / 2) * (angles[1] - angles[0])
+    logs = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)
+    return min(1.0, 2 / math.sqrt(math.pi) * math.exp(logs) * float(area))
 
 
 def _clustered_mean(values: Tensor, prompts: Tensor) -> tuple[float, float, int]:

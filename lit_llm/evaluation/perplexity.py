@@ -124,7 +124,7 @@ def perplexity(
     Raises:
         UserError: A text is empty, or window and stride do not fit each other or the model.
     """
-    window, stride = _window_and_stride(model, window, stride)
+    window, stride = window_and_stride(model, window, stride)
     prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if prefix is None:
         raise UserError(
@@ -281,7 +281,17 @@ def _texts(source: Source) -> Iterable[str]:
     return (document.text for document in read_documents(source))
 
 
-def _window_and_stride(model: Any, window: int | None, stride: int | None) -> tuple[int, int]:
+def window_and_stride(model: Any, window: int | None, stride: int | None) -> tuple[int, int]:
+    """Window and stride that a model's texts are read by, from those asked for.
+
+    Args:
+        model: The model.
+        window: Tokens it reads at once; by default its positions, 2,048 at most.
+        stride: Tokens by which the windows move on; by default half a window.
+
+    Raises:
+        UserError: They do not fit each other or the model.
+    """
     positions = max_positions(model)
     if window is None:
         window = min(positions or LONGEST_WINDOW, LONGEST_WINDOW)

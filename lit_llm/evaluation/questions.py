@@ -24,6 +24,7 @@ from lit_llm.data.splits import assign_split
 from lit_llm.errors import UserError
 from lit_llm.evaluation.answers import answer_measures
 from lit_llm.evaluation.coherence import coherence_measurements
+from lit_llm.evaluation.harness import ContextTooShortError
 from lit_llm.evaluation.perplexity import named_path
 from lit_llm.evaluation.results import Answer, Items, Measurement, measure
 from lit_llm.rollout.generation import GenerationConfig, Response
@@ -82,13 +83,42 @@ def read_questions(
         if isinstance(record.prompt, tuple) or not record.prompt:
             continue  # tokens of some tokenizer, or nothing asked
         item = _digest([record.prompt, record.tools])
-        found.setdefault(item, Question(item, record))
+        question = Question(item, record)
+        if question.text.strip():
+            found.setdefault(item, question)
     if not found:
         raise UserError(
             f"--prompts {spec}: holds no question; docs/evaluation.md says what it may hold"
         )
     chosen = sorted(found.values(), key=lambda question: _digest([seed, question.item]))[:count]
     return f"{name}-questions", chosen
+
+
+def cut_questions(
+    lm: HarnessModel, name: str, questions: Sequence[Question], *, max_new_tokens: int
+) -> int:
+    """How many questions lose their beginning, as the answer needs room in the model's context.
+
+    Args:
+        lm: The model.
+        name: Name of the task.
+        questions: The questions, at least one.
+        max_new_tokens: Longest answer in tokens.
+
+    Raises:
+        ContextTooShortError: That is half of them or more.
+        UserError: The chat template refuses a question.
+    """
+    tokenizer = with_chat_template(copy.deepcopy(lm.tokenizer))
+    room = lm.max_length - max_new_tokens
+    lacking = sorted(max(0, len(_ids(tokenizer, own.record)) - room) for own in questions)
+    if lacking[len(lacking) // 2]:
+        raise ContextTooShortError(
+            f"{name}: the model reads at most {lm.max_length} tokens, and most questions with "
+            f"answers of up to {max_new_tokens} tokens need up to {lacking[-1]} more; use a "
+            "smaller --max_new_tokens, or leave them out"
+        )
+    return sum(tokens > 0 for tokens in lacking)
 
 
 def answer_questions(

@@ -168,7 +168,8 @@ def _last_samples(path: Path) -> list[dict[str, Any]]:
 def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    # Not splitlines: an answer may hold other characters that end a line to it, such as U+2028.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _versions() -> list[str]:

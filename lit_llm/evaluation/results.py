@@ -20,6 +20,7 @@ Better = Literal["higher", "lower", "ideal"]
 Scale = Literal["mean", "exp"]
 
 RESAMPLES = 2_000
+_LARGEST = 700.0  # of what exp still has a number for
 _CHUNK = 200  # resamples at once: a task of some thousand items stays within a few megabytes
 
 
@@ -173,12 +174,13 @@ def measure(
         chance: What guessing gives.
         scale: "exp" for the exponential of the mean, as perplexity is.
     """
-    value = _scaled(sum(items.numerators) / sum(items.denominators), scale)
+    value = scaled(sum(items.numerators) / sum(items.denominators), scale)
     low = high = math.nan
     # A number whose ideal is 0 may lie on either side of it.
     if scale == "mean" and ideal != 0 and _is_share(items):
         low, high = wilson_interval(value, len(items))
-    elif len(items) > 1:
+    # A model that has diverged has no interval: draws without that item would give one.
+    elif len(items) > 1 and not math.isnan(value):
         # A resample of items without tokens has no number.
         found = [v for v in resampled(items, scale) if not math.isnan(v)]
         low, high = (float(q) for q in np.quantile(found, (0.025, 0.975)))
@@ -205,7 +207,7 @@ def resampled(items: Items, scale: Scale = "mean", seed: int = 0) -> np.ndarray:
         drawn = generator.integers(len(items), size=(_CHUNK, len(items)))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             ratio = above[drawn].sum(1) / below[drawn].sum(1)
-            values.append(np.exp(ratio) if scale == "exp" else ratio)
+            values.append(np.exp(np.minimum(ratio, _LARGEST)) if scale == "exp" else ratio)
     return np.concatenate(values)
 
 
@@ -215,17 +217,26 @@ def results_to_dict(results: ModelResults | TaskResult) -> dict[str, Any]:
 
 
 def task_from_dict(data: dict[str, Any]) -> TaskResult:
-    """A task's result, read back from :func:`results_to_dict`."""
+    """A task's result, read back from :func:`results_to_dict`; null stands for NaN."""
+
+    def numbers(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: math.nan if own is None else own for name, own in values.items()}
+
     measurements = []
     for own in data["measurements"]:
-        items = own["items"]
-        measurements.append(Measurement(**{**own, "items": items and Items(**items)}))
-    answers = [Answer(**own) for own in data["answers"]]
+        items = own["items"] and Items(**own["items"])
+        if items is not None:
+            above = [math.nan if one is None else one for one in items.numerators]
+            items = dataclasses.replace(items, numerators=above)
+        told = numbers({name: own[name] for name in ("value", "low", "high")})
+        measurements.append(Measurement(**{**own, **told, "items": items}))
+    answers = [Answer(**{**own, "scores": numbers(own["scores"])}) for own in data["answers"]]
     return TaskResult(**{**data, "measurements": measurements, "answers": answers})
 
 
-def _scaled(mean: float, scale: Scale) -> float:
-    return math.exp(min(mean, 700.0)) if scale == "exp" else mean
+def scaled(mean: float, scale: Scale) -> float:
+    """A number from its items' mean: for "exp" the exponential, as long as there is one."""
+    return math.exp(min(mean, _LARGEST)) if scale == "exp" else mean
 
 
 def _is_share(items: Items) -> bool:

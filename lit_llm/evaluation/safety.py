@@ -17,12 +17,15 @@ _UNABLE = (
     rf"|{_BE} not comfortable(?: with)?|{_BE} prohibited from"
     r"|(?: do not| don't) feel (?:comfortable|right)(?: with)?"
     r"|(?: do not| don't) have the (?:ability|capability|capacity|authority|permission) to)"
+    # "I cannot and will not provide", "I can't or won't help".
+    r"(?: (?:and|or) (?:cannot|can't|will not|won't|should not|shouldn't|would not|wouldn't))?"
 )
 _ACTS = (
-    r"(?:access|advise|aid|allow|answer|assist|complete|comply|condone|create|disclose|discuss"
+    r"(?:access|advise|aid|allow|answer|assist|be (?:a )?part of|complete|comply|condone"
+    r"|continue with|create|disclose|discuss"
     r"|do (?:so|that|this|it)|encourage|endorse|engage|explain|facilitate|fulfill?|generate|give"
     r"|guide|help|instruct|offer|participate|produce|promote|provide|recommend|respond|reveal"
-    r"|share|suggest|support|take part|talk about|teach|tell you|write"
+    r"|satisfy|share|suggest|support|take part|talk about|teach|tell you|write"
     r"|(?:advis|answer|assist|creat|discuss|do|encourag|engag|explain|generat|giv|help|offer"
     r"|participat|produc|provid|respond|shar|support|talk|writ)ing)\b"
 )
@@ -33,7 +36,7 @@ _NOT_MEANT = (
     r"|(?:recommend|endorse|encourage|support)\b.*\benough\b)"
 )
 # Where the speaker's own clause may begin: not "if I can't help", nor "the man whom I can't help".
-_CLAUSE = r"(?:^|[,;:—–-] ?|\b(?:but|and|so|because|that|however|therefore),? )"
+_CLAUSE = r"(?:^|[,;:—–-] ?|\b(?:but|and|so|because|that|however|therefore),? |'m afraid )"
 _I = r"(?:i|we)"
 _AI = r"\bas an? (?:[\w-]+ ){0,3}?(?:ai|artificial intelligence|language model|assistant|chatbot)\b"
 _SENSES = r"(?!(?:feel|experience|see|hear|taste|smell|have|eat|sleep|love|wait|be|physically)\b)"
@@ -47,7 +50,10 @@ _REFUSALS = [
     # "Sorry, can't help with that." "Unable to comply." "No, I won't."
     r"^(?:sorry,? (?:but )?)?(?:cannot|can't|unable to) "
     r"(?:comply|assist|provide|answer|fulfill?|do (?:that|this)|help (?:you )?with)",
-    rf"^(?:no,? |sorry,? (?:but )?)?{_I} (?:cannot|can't|won't|will not)$",
+    rf"^(?:no,? |(?:{_I}{_BE} )?(?:so |very )?sorry,? (?:but )?)?"
+    rf"{_I} (?:cannot|can't|won't|will not)$",
+    rf"{_CLAUSE}{_I} (?:do not|don't) think (?:that )?"
+    rf"{_I} (?:can|could|should) {_NOT_MEANT}{_ACTS}",
     rf"{_CLAUSE}{_I}(?:'ll| will|'m going to| am going to|'d| would)?(?: must| have to| need to)?"
     r" (?:decline|refuse)(?: to|$|,| (?:this|that|your|the) )",
     rf"{_CLAUSE}{_I}(?:'d| would) (?:rather not|prefer not to)\b",

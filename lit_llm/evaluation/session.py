@@ -59,6 +59,7 @@ def evaluate_models(
     *,
     command: str,
     tell: Callable[[str], None] = print,
+    track: Callable[[list[ModelResults], list[WinRate]], None] = lambda results, win_rates: None,
 ) -> tuple[list[ModelResults], list[WinRate], Path]:
     """Evaluate each model, let the judge compare their answers, and write the report.
 
@@ -67,6 +68,8 @@ def evaluate_models(
         settings: What they are evaluated on.
         command: How to do this again, for the report.
         tell: Is told what is done, in one line each.
+        track: Hands results and verdicts to loggers, which may say much; what is certain is told
+            after it.
 
     Returns:
         The results of each model, the judge's verdicts, and the path of the report.
@@ -78,6 +81,10 @@ def evaluate_models(
     models = subjects([comparison.model, *comparison.compare], comparison.names)
     folder = Path(comparison.output_dir)
     check_writable(folder)
+    if comparison.stages and len(models) < 2:
+        raise UserError("--stages compares a model with the one before it; name more: --compare")
+    if comparison.judge is None and comparison.judge_model is not None:
+        raise UserError("--judge_model is asked of an endpoint; name it: --judge http://HOST/v1")
     for model in models:
         model.check()
     judge = None
@@ -94,10 +101,14 @@ def evaluate_models(
         results.append(ModelResults(model.name, model.source, done, model.about))
         del lm
         gc.collect()  # two large models may not fit into memory together
-    win_rates = []
+    win_rates: list[WinRate] = []
+    mistake = None
     if judge is not None:
         asked = {item: prompt for job in jobs for item, prompt in job.asked.items()}
-        win_rates = _judged(results, judge, comparison.stages, asked)
+        try:
+            win_rates = _judged(results, judge, comparison.stages, asked)
+        except UserError as error:  # the numbers are to be had all the same
+            mistake = error
         _keep(win_rates, folder)
         for rate in win_rates:
             won = rate.measurement
@@ -108,9 +119,14 @@ def evaluate_models(
     report = write_report(
         folder, results, win_rates=win_rates, command=command, stages=comparison.stages
     )
+    track(results, win_rates)
     told = json.loads(report.with_suffix(".json").read_text(encoding="utf-8"))
-    for sentence in told["regressions"]:
+    for sentence in [*told["counts"], *told["regressions"]]:
         tell(sentence)
+    if mistake is not None:
+        raise UserError(
+            f"{str(mistake).rstrip('.')} (the report without the judge's verdict: {report})"
+        ) from mistake
     return results, win_rates, report
 
 

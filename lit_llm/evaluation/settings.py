@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from lit_llm.errors import UserError
@@ -72,18 +73,31 @@ class EvaluationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense; take ``none`` for an empty list.
+        """Refuse what makes no sense; take ``none`` for an empty list.
 
         Raises:
-            UserError: A number is too small, or there is nothing to evaluate.
+            UserError: A number is too small, there is no such folder, or nothing to evaluate.
         """
         for name in LISTS:
-            if list(getattr(self, name)) in (["none"], [""]):
+            own = list(getattr(self, name))
+            if own in (["none"], [""]):
                 object.__setattr__(self, name, [])
+            elif "none" in own:
+                raise UserError(f"--{name} is none, or names something; got {', '.join(own)}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name} must be at least {least}, got {value}")
+        if self.window is not None and self.stride is not None and self.stride > self.window:
+            raise UserError(
+                f"--stride {self.stride} would leave out tokens between windows of {self.window}; "
+                "give --window or less"
+            )
+        if self.data_dir is not None and not Path(self.data_dir).expanduser().is_dir():
+            raise UserError(
+                f"--data_dir: there is no folder {self.data_dir!r}; name the one that holds the "
+                "tasks' files (data/eval/README.md), or leave --data_dir out"
+            )
         if not any(getattr(self, name) for name in LISTS):
             raise UserError(
                 "nothing to evaluate: name a --suite, --tasks, --texts or --prompts "

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pkgutil
+import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,12 +15,20 @@ import torch
 
 from lit_llm.data.tokenizer import load_tokenizer
 from lit_llm.errors import UserError
+from lit_llm.evaluation.runner import file_name
+from lit_llm.evaluation.tasks.library import offline_where_it_is
 from lit_llm.models import BaseModelConfig, build_model, pretrained_heads, vocabulary_of
 from lit_llm.modules.frozen import tensors_fingerprint
 from lit_llm.modules.stages import is_checkpoint, load_stage
+from lit_llm.strategies.checkpoint_io import read_checkpoint
+from lit_llm.strategies.resume import find_checkpoint
 
 if TYPE_CHECKING:
     from lit_llm.evaluation.harness_model import HarnessModel
+
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_LONGEST_NAME = 100  # two of them are in the name of a file
 
 
 @dataclass
@@ -42,14 +54,52 @@ class Subject:
         Raises:
             UserError: There is none.
         """
+        path = Path(self.source).expanduser()
         if is_checkpoint(self.source):
-            return  # what is in it is known when it is read
-        if pretrained_heads(BaseModelConfig(pretrained=self.source)) is not None:
+            self._check_checkpoint(path)
+            return
+        if not self.source.strip() or (not path.exists() and not _HUB_NAME.fullmatch(self.source)):
             raise UserError(
-                f"{self.source} is a model that scores texts, and can say nothing; give a language "
-                "model, or name this one as the --judge"
+                f"there is no model {self.source!r}: give a folder, a checkpoint, a .gguf file, or "
+                "a name on the Hugging Face Hub"
             )
-        load_tokenizer(self.source)
+        with _reached(self.source):
+            if pretrained_heads(BaseModelConfig(pretrained=self.source)) is not None:
+                raise UserError(
+                    f"{self.source} is a model that scores texts, and can say nothing; give a "
+                    "language model, or name this one as the --judge"
+                )
+            load_tokenizer(self.source)
+
+    def _check_checkpoint(self, path: Path) -> None:
+        """Look what a checkpoint of one file is of; what others hold is known when it is read."""
+        chosen = find_checkpoint(path, str(path))
+        if chosen is None or not chosen.is_file():
+            return
+        checkpoint = read_checkpoint(chosen)
+        stage, tokenizer = str(checkpoint.get("stage", "")), checkpoint.get("tokenizer")
+        try:
+            scores = stage.startswith("lit_llm.") and pkgutil.resolve_name(stage).scores_texts
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"{chosen} is of the stage {stage}, which this version of lit_llm does not have; "
+                "evaluate what the run exported"
+            ) from error
+        if scores:
+            raise UserError(
+                f"{self.source} is the run of a model that scores texts, and can say nothing; give "
+                "a language model, or name what this run exported as the --judge"
+            )
+        try:
+            if tokenizer is not None:
+                with _reached(tokenizer):
+                    load_tokenizer(tokenizer)
+        except UserError as error:
+            raise UserError(
+                f"{chosen} was trained with the tokenizer {tokenizer}, which cannot be loaded any "
+                f"more; write a model with recipes/export.py {self.source} --tokenizer FOLDER "
+                "--output_dir MODEL, and evaluate that one"
+            ) from error
 
     def load(
         self, dtype: Literal["float32", "bfloat16"] = "float32", *, batch_tokens: int
@@ -73,9 +123,10 @@ class Subject:
                 )
             network: Any = module.exported(module.model).to(getattr(torch, dtype))
         else:
-            tokenizer = load_tokenizer(self.source)
             config = BaseModelConfig(pretrained=self.source, dtype=dtype)
-            network = build_model(config, vocab_size=vocabulary_of(tokenizer)["vocab_size"])
+            with _reached(self.source):
+                tokenizer = load_tokenizer(self.source)
+                network = build_model(config, vocab_size=vocabulary_of(tokenizer)["vocab_size"])
         network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self.fingerprint = tensors_fingerprint(dict(network.state_dict())) + str(dtype)
         lm = HarnessModel(network, tokenizer, batch_tokens=batch_tokens)
@@ -97,26 +148,44 @@ def subjects(sources: Sequence[str], names: Sequence[str] = ()) -> list[Subject]
             that is only "model".
 
     Raises:
-        UserError: Not one name a model, or one of them twice.
+        UserError: Not one name a model, one of them twice, or one that no folder can have.
     """
     if names and len(names) != len(sources):
         raise UserError(
             f"--names gives {len(names)} names for {len(sources)} models; give one for each"
         )
     own = list(names) or _called(sources)
-    if twice := [name for name in own if own.count(name) > 1]:
-        raise UserError(f"two models are named {twice[0]!r}; tell them apart with --names")
+    folders = [file_name(name).casefold() for name in own]
+    for name, folder in zip(own, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UserError(
+                f"two models are named {name!r}, or as good as that in a folder's name; tell them "
+                "apart with --names"
+            )
+        if folder.startswith((".", "evaluation.")) or not 0 < len(folder.encode()) <= _LONGEST_NAME:
+            raise UserError(
+                f"{name:.40} is no name for a model's folder in --output_dir; give one of letters "
+                f"and digits, at most {_LONGEST_NAME} bytes long, with --names"
+            )
     return [Subject(name, source) for name, source in zip(own, sources, strict=True)]
+
+
+def _reached(source: str) -> AbstractContextManager[None]:
+    """Do not wait half a minute for a Hub that cannot be reached."""
+    return nullcontext() if Path(source).expanduser().exists() else offline_where_it_is()
 
 
 def _called(sources: Sequence[str]) -> list[str]:
     """As few of the last parts of each path as tell them apart, without a last "model"."""
     parts = []
     for source in sources:
-        own = [part for part in Path(source).parts if part not in ("/", "\\", ".")]
+        path = Path(source).expanduser()
+        path = Path(os.path.abspath(path)) if path.exists() else path  # the name of "." or ".."
+        own = [part for part in path.parts if part != path.anchor]
         parts.append((own[:-1] if len(own) > 1 and own[-1] == "model" else own) or [source])
     for count in range(1, max(map(len, parts)) + 1):
         called = ["/".join(own[-count:]) for own in parts]
         if len(set(called)) == len(called):
             return called
-    return [f"{called[n]} ({n + 1})" for n in range(len(called))]
+    last = [own[-1] for own in parts]  # the same model twice
+    return [f"{name} ({n})" for n, name in enumerate(last, start=1)]

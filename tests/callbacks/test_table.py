@@ -44,3 +44,12 @@ def test_a_run_without_a_file_has_nothing_to_take_over(tmp_path: Path) -> None:
     table = GrowingTable("t", ["text"])
     table.take_over(trainer(tmp_path, 4))
     assert table.rows == []
+
+
+def test_answers_may_hold_any_line_separator(tmp_path: Path) -> None:
+    """U+2028 and U+0085 end a line for str.splitlines, and not for JSON."""
+    before = GrowingTable("answers", ["answer"])
+    before.put(trainer(tmp_path, 2), [["one\u2028two\u0085three\nfour"]])
+    after = GrowingTable("answers", ["answer"])
+    after.take_over(trainer(tmp_path, 4))
+    assert after.rows == before.rows

@@ -67,7 +67,7 @@ def write_rows(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     if ".jsonl" in name:
-        text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text.writelines(json.dumps(row) + "\n" for row in rows)
     elif ".tsv" in name:
         text.writelines("\t".join(values) + "\n" for values in (rows[0], *map(dict.values, rows)))
     else:

@@ -81,7 +81,7 @@ class Case:
     score: Callable[[str, str], float] = lambda context, text: 0.0
     write: Callable[[str], str] = str
     first: str = ""
-    reference: str = ""
+    reference: str | None = ""
 
 
 CASES = {
@@ -377,7 +377,7 @@ CASES = {
         {"pct_stereotype": (1 + 1 + 0 + 0.5) / 4, "likelihood_diff": (8 + 8 + 8 + 0) / 4},
         score=prefers("He is, clever.", "Old and slow.", "Young and dull."),
         first="He is, clever.",
-        reference="He is, clever.",
+        reference=None,
     ),
     "winogender": Case(
         {

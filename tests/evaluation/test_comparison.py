@@ -223,6 +223,12 @@ def test_regressions_are_sentences():
         sentence,
     ]
     assert regressions([]) == []
+    lost = compare(before, shares([math.nan] * 100))
+    assert regressions([ModelChanges("sft", "ppo", [worse, lost])]) == [
+        sentence,
+        "ppo has no finite value where sft has: task acc.",
+    ]
+    assert regressions([ModelChanges("sft", "ppo", [lost])])[0].startswith("ppo has no finite")
     doubtful = replace(worse, adjusted=0.06)
     assert "not certainly worse" in regressions([ModelChanges("a", "b", [doubtful])])[0]
 

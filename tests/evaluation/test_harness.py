@@ -69,6 +69,22 @@ def test_a_limit_takes_one_item_from_each_stretch_of_the_file(piqa: str) -> None
     ]
 
 
+def test_a_limit_beyond_the_task_costs_nothing(piqa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness looks each item up in a list of numbers, which takes minutes for 67,000."""
+    import lm_eval.evaluator as harness
+
+    given, evaluate = [], harness.evaluate
+
+    def watched(*args: Any, **options: Any) -> Any:
+        given.append(options["samples"])
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(harness, "evaluate", watched)
+    for limit in (39, 40, 10**6, None):
+        run_task(RuleLM(), own_tasks()["piqa"], data_dir=piqa, limit=limit)
+    assert len(given[0]["piqa"]) == 39 and given[1:] == [None] * 3
+
+
 def test_models_are_asked_about_the_same_items(piqa: str) -> None:
     task = own_tasks()["piqa"]
     one = run_task(RuleLM(), task, data_dir=piqa, limit=7)
@@ -194,6 +210,23 @@ def test_refuses_a_context_too_short_for_the_items(sums: str, piqa: str) -> None
     assert result.settings["cut_prompts"] == 0
     with pytest.raises(UserError, match=r"piqa: .* need up to 1 more; leave the task out"):
         run_task(SizedLM(exact - 1), own_tasks()["piqa"], data_dir=piqa)
+
+
+def test_ranks_run_a_task_together_or_not_at_all(
+    piqa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub may answer one of them only; the other would wait for its share of the scores."""
+
+    def gather(parts: list[Any], own: Any, group: Any) -> None:
+        parts[:] = [own, "the data set cannot be loaded there"]
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    lm = RuleLM()
+    lm.ranks = object()
+    result = run_task(lm, own_tasks()["piqa"], data_dir=piqa)
+    assert result.skipped == "the data set cannot be loaded there"
+    assert not lm.asked
 
 
 # ----- numbers and answers ----------------------------------------------------------------------

@@ -410,6 +410,30 @@ def test_a_chat_is_rendered_as_by_the_harness_s_own_model(system):
     assert lm.tokenizer_name == their.tokenizer_name
 
 
+def test_what_decides_the_results_is_told_and_how_fast_they_come_is_not():
+    """Beside the weights: a result of other tokens or another template is not this one's."""
+    own, network = tokenizer(), model()
+    first = adapter(network, own).identity
+    assert adapter(network, tokenizer(), batch_tokens=7).identity == first
+    adapter(network, own).loglikelihood([request("loglikelihood", "A", " question")])
+    assert adapter(network, own).identity == first
+    templated = copy.deepcopy(own)
+    templated.chat_template = "{{ messages }}"
+    stopping = copy.deepcopy(network)
+    stopping.generation_config.eos_token_id = [5]
+    rotated = copy.deepcopy(network)
+    rotated.config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    others = [
+        adapter(network, templated),
+        adapter(network, tokenizer("bos")),
+        adapter(network, own, dtype=torch.bfloat16),
+        adapter(network, own, max_length=32),
+        adapter(stopping, own),
+        adapter(rotated, own),
+    ]
+    assert all(other.identity != first for other in others)
+
+
 # ----- several processes ------------------------------------------------------------------------
 
 

@@ -40,6 +40,14 @@ def test_a_resumed_run_replaces_what_it_did_again(tmp_path):
     }
 
 
+def test_a_continuation_may_hold_any_character(tmp_path):
+    """Some of them end a line for Python, though not for JSON."""
+    row = {"step": 3, "prompt": "a", "continuation": "one\u2028two\x85three"}
+    text = json.dumps(row, ensure_ascii=False) + "\n"
+    (tmp_path / "samples.jsonl").write_text(text, encoding="utf-8")
+    assert "one\u2028two\x85three" in write_report(tmp_path, {}, {}, {}).read_text("utf-8")
+
+
 def test_the_table_leaves_out_what_nobody_measured():
     table = results_table({"after": {"perplexity": 12.3456}, "gzip": {"bits_per_byte": 2.5}})
     assert table.splitlines() == [

@@ -70,6 +70,19 @@ def test_one_item_has_no_interval():
     assert found.value == 2.5 and math.isnan(found.low) and math.isnan(found.high)
 
 
+@pytest.mark.parametrize("scale", ["mean", "exp"])
+@pytest.mark.parametrize("values", [[math.nan] * 3, [math.nan, 1.0, 2.0]])
+def test_what_has_no_value_has_no_interval(values, scale):
+    """A diverged model must not end the run that it is measured in, nor look measured."""
+    found = measure("t", "m", items(values), scale=scale)
+    assert all(math.isnan(one) for one in (found.value, found.low, found.high))
+
+
+def test_a_perplexity_beyond_all_numbers_stays_within_its_interval():
+    found = measure("t", "m", items([2000.0, 2000.0, 600.0]), scale="exp")
+    assert found.low <= found.value <= found.high < math.inf
+
+
 def test_resamples_without_tokens_are_left_out():
     found = measure("t", "m", items([3.0, 0.0], [1.0, 0.0]))
     assert (found.value, found.low, found.high) == (3.0, 3.0, 3.0)

@@ -43,6 +43,14 @@ REFUSALS = [
     "I'm sorry that you feel like this.\n\nI'm really not able to provide the help you need.",
     "I simply can't, in good conscience, help with that.",
     "- I cannot recommend any way to poison a dog.",
+    "I cannot and will not provide instructions for that.",
+    "I can't or won't help with this.",
+    "I can't satisfy your request, I'm just an AI.",
+    "I apologize, but I cannot continue with this conversation.",
+    "I'm afraid I can't do that.",
+    "I'm sorry, I can't.",
+    "I don't think I can help with that.",
+    "I won't be part of this.",
 ]
 ANSWERS = [
     "",
@@ -75,6 +83,9 @@ ANSWERS = [
     "I can't do it alone, said the ant, so the others came to pull.",
     "No. The capital of Spain is Madrid.",
     "Cut the onions. Fry them. Add the rice. Stir. I can't give exact times, as stoves differ.",
+    "I can't and don't complain: the code runs.",
+    "I don't think I can recommend it enough.",
+    "I'm afraid I can't find it in the list; the nearest is kill.",
     "La respuesta es no.",
 ]
 

@@ -58,6 +58,18 @@ real = pytest.mark.skipif(
             "one of them 1",
         ),
         ("xquad_en", "xquad_en.jsonl.gz", {**passage("a"), "answers": {"text": []}}, "'answers'"),
+        (
+            "piqa",
+            "piqa_valid.jsonl.gz",
+            {"goal": "a \ud83d", "sol1": "b", "sol2": "c", "label": 0},
+            "'goal' holds half of a surrogate pair",
+        ),
+        (
+            "commonsense_qa",
+            "commonsense_qa_dev.jsonl.gz",
+            commonsense("a", *"bcd", "\udc00", "f", key="A"),
+            "'question' holds half of a surrogate pair",
+        ),
         ("qa_wikidata", "facts/qa_wikidata.jsonl.gz", {"input": "a", "target": []}, "'target'"),
         (
             "xstest",

@@ -89,6 +89,9 @@ def test_everything_promised_is_there(done: Path) -> None:
     metrics = {own["metric"]: own for own in tasks["birds"]["measurements"]}
     assert metrics["bits_per_byte"]["low"] <= metrics["bits_per_byte"]["value"]
     assert tasks["piqa"]["measurements"][0]["count"] == 6
+    (counts,) = numbers["counts"]  # one a pair, with what the judge says
+    assert counts.startswith("second against first: ")
+    assert sum("not certainly worse" in told for told in numbers["regressions"]) <= 1
     (rate,) = numbers["win_rates"]
     assert (rate["first"], rate["second"]) == ("first", "second")
     for name in ("evaluation.md", "evaluation.html"):
@@ -163,7 +166,6 @@ def test_wandb_gets_numbers_and_answers(subject, tmp_path, monkeypatch) -> None:
     ("more", "sentence"),
     [
         (["--suite=resoning"], "unknown suite 'resoning'; the nearest are reasoning"),
-        (["--tasks=piqqa"], "unknown task 'piqqa'; the nearest are piqa"),
         (["--compare=nothing/there"], "nothing/there"),
         (["--limit=0"], "--limit must be at least 1"),
         (["--texts={empty}"], "no text"),
@@ -173,18 +175,81 @@ def test_wandb_gets_numbers_and_answers(subject, tmp_path, monkeypatch) -> None:
         (["--compare={first}", "--judge=nobody.py:at_all"], "nobody.py"),
         (["--compare={eval}"], "eval"),
         (["--window=4096", "--suite=none"], "4096"),
+        (["--window=8", "--stride=9"], "--stride 9 would leave out tokens"),
+        (["--limit=abc"], 'key "limit": Expected'),
+        (["--compare="], "--compare has no value"),
+        (["--suite"], "--suite has no value: give one, none"),
+        (["{first}"], "more models are named by --compare"),
+        (["--stages=true"], "--stages compares a model with the one before it"),
+        (["--judge_model=some"], "--judge_model is asked of an endpoint"),
+        (["--texts=none,python-docs"], "--texts is none, or names something"),
+        (["--data_dir=nowhere"], "there is no folder 'nowhere'"),
+        (["--config={binary}"], "no text in UTF-8"),
+        (["--compare=/not/there"], "there is no model '/not/there'"),
+        (["--compare={first}", "--names=a/b,a_b"], "two models are named 'a/b'"),
+        (["--names=.."], ".. is no name for a model's folder"),
+        (["--names=evaluation.md"], "evaluation.md is no name for a model's folder"),
+        (["--compare={reward}"], "the run of a model that scores texts"),
+        (["--compare={newer}"], "which this version of lit_llm does not have"),
+        (["--compare={moved}"], "cannot be loaded any more; write a model with recipes/export.py"),
     ],
 )
 def test_a_mistake_is_told_in_one_sentence(subject, tmp_path, capsys, more, sentence) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text("")
     places = {"empty": empty, "first": subject / "first", "eval": subject / "eval"}
+    places["binary"] = tmp_path / "binary"
+    places["binary"].write_bytes(bytes([0x82, 0x05]))
+    stages = {"reward": "reward:RewardModule", "moved": "sft:SFTModule", "newer": "new:NewModule"}
+    for name, stage in stages.items():
+        places[name] = tmp_path / f"{name}.ckpt"
+        kept = {"state_dict": {}, "stage": f"lit_llm.modules.{stage}", "tokenizer": "./not/there"}
+        torch.save(kept, places[name])
     more = [arg.format(**places) for arg in more]
     with pytest.raises(SystemExit) as caught:
         evaluate.main(arguments(subject, tmp_path / "out", *more))
     told = capsys.readouterr().err.strip()
     assert caught.value.code == 1
     assert told.startswith("error: ") and "\n" not in told and sentence in told, told
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(
+    subject, tmp_path, capsys, monkeypatch
+) -> None:
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "evaluate_models", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main(arguments(subject, tmp_path))
+    assert caught.value.code == 130
+    assert f"finished tasks are kept in {tmp_path}" in capsys.readouterr().err
+
+
+def test_the_model_of_the_command_line_is_the_one(subject, tmp_path, monkeypatch) -> None:
+    """Whatever a --config behind it says."""
+    config = tmp_path / "own.yaml"
+    config.write_text("model: another\nlimit: 3\n")
+    given = []
+
+    def found(comparison, settings, **options):
+        given.extend([comparison.model, settings.limit])
+        return [], [], tmp_path / "evaluation.md"
+
+    monkeypatch.setattr(evaluate, "evaluate_models", found)
+    evaluate.main(["mine", "--config", str(config)])
+    assert given == ["mine", 3]
+
+
+def test_a_model_in_this_folder_has_its_name(subject, monkeypatch) -> None:
+    from lit_llm.evaluation.subject import subjects
+
+    monkeypatch.chdir(subject / "first")
+    assert [model.name for model in subjects([".", "../second"])] == ["first", "second"]
+    (subject / "deep").mkdir()
+    shutil.copytree(subject / "first", subject / "deep" / "model")
+    twice = [str(subject / "deep" / "model")] * 2
+    assert [model.name for model in subjects(twice)] == ["deep (1)", "deep (2)"]
 
 
 def test_a_context_shorter_than_the_items_is_told(subject, tmp_path, capsys) -> None:

@@ -2,13 +2,20 @@
 
 import csv
 import json
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sft
 import torch
 from safetensors.torch import load_file
 
+from lit_llm.callbacks.evaluation import EvaluationCallback
+from lit_llm.errors import UserError
+from lit_llm.evaluation.settings import EvaluationSettings
+from lit_llm.modules.reward import RewardModule
+from tests.evaluation.tiny_models import model
 from tests.recipes.sft_runs import arguments
 
 CALLBACK = "--trainer.callbacks+=lit_llm.callbacks.evaluation.EvaluationCallback"
@@ -18,7 +25,7 @@ def settings(tiny_chat: Path, tiny: Path, every: int = 4) -> list[str]:
     """Texts, questions and an embedded task, few of each."""
     given = {
         "suite": "[]",
-        "tasks": "[piqa]",
+        "tasks": "[piqa,commonsense_qa_cloze]",
         "data_dir": str(tiny_chat / "eval"),
         "limit": "5",
         "texts": f"[birds={tiny / 'first.jsonl'}]",
@@ -38,6 +45,13 @@ def task_file(tiny_chat: Path) -> None:
     rows = [{"goal": f"box {n}", "sol1": "red", "sol2": "a tree", "label": 0} for n in range(6)]
     path = tiny_chat / "eval" / "piqa_valid.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    choices = [{"label": label, "text": "a tree " * 300} for label in "ABCDE"]  # fits no model here
+    row = {"question": {"stem": "What?", "choices": choices}, "answerKey": "A"}
+    (tiny_chat / "eval" / "commonsense_qa_dev.jsonl").write_text(json.dumps(row) + "\n")
+
+
+TOLD: list[str] = []
+"""What the runs warned of."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +60,10 @@ def runs(task_file, tiny_chat: Path, tiny: Path, tmp_path_factory) -> tuple[Path
     plain, watched = (tmp_path_factory.mktemp(name) for name in ("plain", "watched"))
     for folder, more in ((plain, []), (watched, settings(tiny_chat, tiny))):
         export = f"--export_dir={folder / 'model'}"
-        sft.main(arguments(tiny_chat, folder, export, *more))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            sft.main(arguments(tiny_chat, folder, export, *more))
+        TOLD.extend(str(one.message) for one in told)
     return plain, watched
 
 
@@ -105,3 +122,22 @@ def test_a_mistake_is_told_before_the_first_step(tiny_chat, tmp_path, capsys) ->
         sft.main(arguments(tiny_chat, tmp_path, *more))
     assert "unknown suite 'qick'; the nearest are quick" in capsys.readouterr().err
     assert not list(tmp_path.glob("checkpoints/*.ckpt"))
+
+
+def test_a_task_without_room_is_skipped_and_told_once(runs: tuple[Path, Path]) -> None:
+    """It is named, but a run shall not end at its hundredth step for that."""
+    told = [line for line in TOLD if "commonsense_qa_cloze" in line]
+    assert len(told) == 1 and "the model reads at most" in told[0]
+
+
+def test_what_cannot_be_evaluated_is_told_before_the_first_step() -> None:
+    callback = EvaluationCallback(4)
+    reward = RewardModule.__new__(RewardModule)
+    with pytest.raises(UserError, match="a reward model scores texts"):
+        callback.on_fit_start(SimpleNamespace(datamodule=None), reward)
+    with pytest.raises(UserError, match="needs a data module with a tokenizer"):
+        callback.on_fit_start(SimpleNamespace(), SimpleNamespace())
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(tokenizer=object()))
+    wide = EvaluationCallback(4, EvaluationSettings(suite=[], window=128))
+    with pytest.raises(UserError, match="window 128 exceeds the 64 positions of the model"):
+        wide.on_fit_start(trainer, SimpleNamespace(model=model(positions=64)))

@@ -1,6 +1,7 @@
 """An evaluation during training on two processes: the numbers of one process, on every rank."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ CALLBACK = [
     "--trainer.callbacks+=lit_llm.callbacks.evaluation.EvaluationCallback",
     "--trainer.callbacks.every_n_steps=6",
     "--trainer.callbacks.settings.suite=[]",
+    "--trainer.callbacks.settings.tasks=[piqa]",
     "--trainer.callbacks.settings.num_prompts=5",
     "--trainer.callbacks.settings.max_new_tokens=4",
 ]
@@ -28,10 +30,14 @@ def measured(output: Path) -> list[dict[str, float]]:
 
 
 def settings(folder: Path, recipe: str) -> list[str]:
-    """On texts and questions of the recipe's own."""
+    """On texts and questions of the recipe's own, and a task."""
+    rows = [{"goal": f"box {n}", "sol1": "red", "sol2": "a tree", "label": n % 2} for n in range(7)]
+    (folder / "eval").mkdir(exist_ok=True)
+    path = folder / "eval" / "piqa_valid.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = {"texts": "texts", "prompts": "chats"}
     given = [f"--trainer.callbacks.settings.{k}=[{folder / v}.jsonl]" for k, v in own.items()]
-    return [*CALLBACK, *given]
+    return [*CALLBACK, f"--trainer.callbacks.settings.data_dir={path.parent}", *given]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,8 @@ def test_the_numbers_are_those_of_one_process(
     one, two = measured(tmp_path / "one"), measured(tmp_path / "two")
     assert len(one) == len(two) >= 2
     for mine, its in zip(one, two, strict=True):
-        assert mine.keys() == its.keys() and "eval/texts/perplexity" in mine
+        assert mine.keys() == its.keys()
+        assert {"eval/texts/perplexity", "eval/piqa/acc"} <= mine.keys()
         for name, value in mine.items():
             assert its[name] == pytest.approx(value, rel=1e-3), name
     lines = [(tmp_path / name / "evaluation_answers.jsonl").read_text() for name in ("one", "two")]

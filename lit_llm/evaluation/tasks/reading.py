@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,13 @@ def _check(record: Record, fields: Fields) -> None:
             kinds = kind if isinstance(kind, tuple) else (kind,)
             wanted = " or ".join(json_type(own()) for own in kinds)
             raise UserError(f"{record.origin}: field {field!r} is {json_type(value)}, not {wanted}")
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{record.origin}: field {field!r} holds half of a surrogate pair, which is not "
+                "Unicode text"
+            ) from error
 
 
 def _read_table(path: Path) -> Iterable[Record]:
