@@ -1,10 +1,22 @@
 """What a command line may say, and what is said of one that cannot be read."""
 
+from __future__ import annotations
+
+import dataclasses
 import json
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from lit_llm.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_llm.callbacks.loggers import LoggingConfig
+    from lit_llm.evaluation.session import Comparison
+    from lit_llm.evaluation.settings import EvaluationSettings
 
 _SOURCES = (
     "--data.sources",
@@ -96,6 +108,51 @@ def spaced_lists(args: list[str], names: Collection[str]) -> list[str]:
         else:
             result.append(arg)
     return result
+
+
+def evaluation_arguments(
+    description: str, args: list[str]
+) -> tuple[Comparison, EvaluationSettings, LoggingConfig]:
+    """What is evaluated, what on, and who is told, from the command line of an evaluation.
+
+    Args:
+        description: First line of its help.
+        args: The command line, whose first word may be the model.
+
+    Raises:
+        UserError: It cannot be read, or names no value for a list.
+    """
+    from lit_llm.callbacks.loggers import LoggingConfig
+    from lit_llm.evaluation.session import Comparison
+    from lit_llm.evaluation.settings import LISTS, EvaluationSettings
+
+    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with these options.")
+    kinds = (Comparison, EvaluationSettings)
+    for kind in kinds:
+        parser.add_class_arguments(kind)
+    parser.add_class_arguments(LoggingConfig, "logging")
+    if args and not args[0].startswith("-"):
+        args = [*args[1:], f"--model={args[0]}"]  # last, so that no --config changes it
+    lists = ("compare", "names", *LISTS)
+    try:
+        options = parser.parse_args(spaced_lists(args, lists))
+    except ArgumentError as error:
+        told = in_one_sentence(str(error))
+        if told.startswith("unrecognized arguments: ") and told.split()[2][0] != "-":
+            told += "; more models are named by --compare"
+        raise UserError(told) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the file of --config is no text in UTF-8 ({error.reason})") from error
+    for name in lists:
+        if not options[name] and {f"--{name}", f"--{name}="} & set(args):
+            none = " none," if name in LISTS else ""
+            raise UserError(f"--{name} has no value: give one,{none} or leave --{name} out")
+    comparison, settings = (
+        {field.name: options[field.name] for field in dataclasses.fields(kind)} for kind in kinds
+    )
+    logging = LoggingConfig(**options.logging.as_dict())
+    return Comparison(**comparison), EvaluationSettings(**settings), logging
 
 
 def _sets(config: str, key: str) -> bool:

@@ -13,9 +13,9 @@ from lit_llm.errors import UserError
 from lit_llm.evaluation.evaluation_report import write_report
 from lit_llm.evaluation.judges import build_judge
 from lit_llm.evaluation.results import Answer, ModelResults
-from lit_llm.evaluation.runner import evaluate_model, file_name, plan
+from lit_llm.evaluation.runner import Job, evaluate_model, file_name, plan
 from lit_llm.evaluation.settings import EvaluationSettings
-from lit_llm.evaluation.subject import subjects
+from lit_llm.evaluation.subject import Subject, subjects
 from lit_llm.evaluation.win_rate import WinRate, compare_answers
 from lit_llm.strategies.checkpoint_io import check_writable, write_text
 
@@ -92,15 +92,11 @@ def evaluate_models(
         check_judged(len(models), settings)
         judge = build_judge(comparison.judge, model=comparison.judge_model)
     jobs = plan(settings)
-    results = []
-    for model in models:
-        tell(f"=== {model.name}: {model.source}")
-        lm = model.load(comparison.dtype, batch_tokens=settings.batch_tokens)
-        own = folder / file_name(model.name)
-        done = evaluate_model(lm, jobs, folder=own, fingerprint=model.fingerprint, tell=tell)
-        results.append(ModelResults(model.name, model.source, done, model.about))
-        del lm
-        gc.collect()  # two large models may not fit into memory together
+    try:
+        results = [_evaluated(model, jobs, comparison, settings, tell) for model in models]
+    except KeyboardInterrupt:
+        tell(f"\ninterrupted: what is finished is kept in {folder}; the same command goes on there")
+        raise SystemExit(130) from None
     win_rates: list[WinRate] = []
     mistake = None
     if judge is not None:
@@ -127,7 +123,24 @@ def evaluate_models(
         raise UserError(
             f"{str(mistake).rstrip('.')} (the report without the judge's verdict: {report})"
         ) from mistake
+    tell(f"\nreport: {report.with_suffix('.html')} (the same as text: {report.name})")
     return results, win_rates, report
+
+
+def _evaluated(
+    model: Subject,
+    jobs: list[Job],
+    comparison: Comparison,
+    settings: EvaluationSettings,
+    tell: Callable[[str], None],
+) -> ModelResults:
+    """Load a model and run the jobs; it is forgotten then, as two may not fit into memory."""
+    tell(f"=== {model.name}: {model.source}")
+    gc.collect()
+    lm = model.load(comparison.dtype, batch_tokens=settings.batch_tokens)
+    folder = Path(comparison.output_dir) / file_name(model.name)
+    done = evaluate_model(lm, jobs, folder=folder, fingerprint=model.fingerprint, tell=tell)
+    return ModelResults(model.name, model.source, done, model.about)
 
 
 def check_judged(models: int, settings: EvaluationSettings) -> None:

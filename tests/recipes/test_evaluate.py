@@ -219,11 +219,11 @@ def test_an_interrupted_evaluation_says_how_to_go_on(
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "evaluate_models", interrupted)
+    monkeypatch.setattr("lit_llm.evaluation.session.evaluate_model", interrupted)
     with pytest.raises(SystemExit) as caught:
         evaluate.main(arguments(subject, tmp_path))
     assert caught.value.code == 130
-    assert f"finished tasks are kept in {tmp_path}" in capsys.readouterr().err
+    assert f"what is finished is kept in {tmp_path}" in capsys.readouterr().out
 
 
 def test_the_model_of_the_command_line_is_the_one(subject, tmp_path, monkeypatch) -> None:
