@@ -8,6 +8,7 @@ from benchmarks import parts
 from benchmarks.pretrain import main, table
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_contestants_run_in_turn_and_are_compared(capsys, tmp_path):
     pytest.importorskip("accelerate", reason="Hugging Face Trainer needs accelerate")

@@ -131,7 +131,7 @@ def assert_equal(first: Any, second: Any, where: str = "") -> None:
         ("pretrain", (signal.SIGTERM, signal.SIGKILL)),  # one after the other, in one run
         pytest.param("full", (signal.SIGKILL,), marks=pytest.mark.thorough),
         ("lora", (signal.SIGKILL,)),
-        ("reward", (signal.SIGKILL,)),
+        pytest.param("reward", (signal.SIGKILL,), marks=pytest.mark.thorough),
         pytest.param("dpo", (signal.SIGKILL,), marks=pytest.mark.thorough),
         ("ppo", (signal.SIGKILL, signal.SIGKILL)),  # at an iteration's end, and within one
     ],

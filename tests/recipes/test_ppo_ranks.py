@@ -20,6 +20,7 @@ from tests.recipes.ppo_runs import (
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.thorough  # the parity of strategies looks at two ranks too
 @pytest.mark.slow
 def test_two_ranks_learn_what_one_does(tiny: Path, tiny_ppo: Path, tmp_path: Path) -> None:
     """2 x 2 responses a minibatch on two ranks, 2 x 2 accumulated on one; both stop early."""
