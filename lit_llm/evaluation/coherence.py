@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lit_llm.evaluation.responses import repetition
 from lit_llm.evaluation.results import Answer, Better, Items, Measurement, Scale, measure
 
 OwnScore = tuple[float, int]
 """Negative log-likelihood of an answer in nats, and its tokens."""
-Score = Callable[[list[str], list[str]], Sequence[OwnScore]]
 
 
 def coherence_measurements(
@@ -41,8 +40,7 @@ def coherence_measurements(
     Args:
         task: Name of the task.
         answers: What the model wrote.
-        own_scores: What the model gives its own answers, in their order, from :func:`score_own` or
-            from the generation itself.
+        own_scores: What the model gives its own answers, in their order; tokens are 0 for none.
 
     Returns:
         The measurements; none of what no answer says anything about.
@@ -87,25 +85,6 @@ def coherence_measurements(
     add("stop_rate", [answer.stopped for answer in answers], "higher")
     add("empty_rate", [not answer.answer.strip() for answer in answers], "lower")
     return found
-
-
-def score_own(answers: Sequence[Answer], score: Score) -> list[OwnScore]:
-    """What a model gives its own answers, each after its prompt.
-
-    Args:
-        answers: What the model wrote.
-        score: Takes prompts and answers, and gives the negative log-likelihood in nats and the
-            tokens of each answer; it is not asked about empty ones.
-
-    Returns:
-        One score an answer, in order: (0.0, 0) for an empty one.
-    """
-    asked = [number for number, answer in enumerate(answers) if answer.answer]
-    scores: list[OwnScore] = [(0.0, 0)] * len(answers)
-    given = score([answers[n].prompt for n in asked], [answers[n].answer for n in asked])
-    for number, own in zip(asked, given, strict=True):
-        scores[number] = own
-    return scores
 
 
 def _corpus_distinct(task: str, texts: Sequence[Sequence[int]], n: int) -> list[Measurement]:

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -230,9 +231,7 @@ def named_path(spec: str) -> tuple[str, str]:
     return Source(spec).label, spec
 
 
-def read_texts(
-    spec: str, *, max_documents: int | None = None, max_bytes: int | None = None
-) -> Texts:
+def read_texts(spec: str, *, max_documents: int | None = None) -> Texts:
     """Read the texts to measure perplexity on, in an order that is always the same.
 
     A .txt or .md file is one document, which the windows stride over. ``python-docs`` gives its
@@ -243,8 +242,6 @@ def read_texts(
             also with .gz or .zst), the name of a data set on the Hugging Face Hub, or
             ``python-docs``.
         max_documents: Read the first documents only.
-        max_bytes: Stop before the document that would make the text longer than that many bytes of
-            UTF-8; a first document that is longer is cut.
 
     Returns:
         The texts and their name.
@@ -255,21 +252,7 @@ def read_texts(
     name, path = named_path(spec)
     source = Source(path, documents="file")
     source.check()
-    for option, value in (("max_documents", max_documents), ("max_bytes", max_bytes)):
-        if value is not None and value < 1:
-            raise UserError(f"{name}: {option} {value} must be at least 1")
-    texts: list[str] = []
-    left = max_bytes
-    for text in _texts(source):
-        size = len(text.encode())
-        if left is not None and size > left:
-            if not texts:
-                texts.append(text.encode()[:left].decode(errors="ignore"))
-            break
-        texts.append(text)
-        left = None if left is None else left - size
-        if len(texts) == max_documents:
-            break
+    texts = list(islice(_texts(source), max_documents))
     if not any(texts):
         raise UserError(f"{source.path}: there is no text in it to measure perplexity on")
     return Texts(name, texts)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lit_llm.evaluation.coherence import coherence_measurements, score_own
+from lit_llm.evaluation.coherence import coherence_measurements
 from lit_llm.evaluation.results import Answer
 
 TEXTS = {
@@ -91,18 +91,6 @@ def test_self_perplexity_weighs_tokens() -> None:
     assert found.low < found.value < found.high
     assert values(found) == {"plain": 7, "loop": 1, "short": 4}
     assert found.items.denominators == [7, 10, 2]
-
-
-def test_an_empty_answer_is_not_scored() -> None:
-    asked = []
-
-    def score(prompts, texts):
-        asked.append((prompts, texts))
-        return [(float(len(text)), len(text.split())) for text in texts]
-
-    given = [*answers({"plain": "a b", "short": ""}), Answer("ask", "z", "about z?", "c")]
-    assert score_own(given, score) == [(3.0, 2), (0.0, 0), (1.0, 1)]
-    assert asked == [(["about plain?", "about z?"], ["a b", "c"])]
 
 
 def test_nothing_is_made_up() -> None:
